@@ -1,0 +1,181 @@
+"""From scores on disk to figures with intervals; no model is touched here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from unmem.component import Fraction, component
+from unmem.evaluate.audit import Audit
+from unmem.evaluate.results import Distances, Matches, Result, Scores
+from unmem.evaluate.statistics import (
+    Estimate,
+    auc,
+    auc_difference,
+    balanced_accuracy,
+    paired_rate_difference,
+    rate,
+    roc,
+    tpr_at_fpr,
+)
+from unmem.rng import stream
+
+CURVE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)  # thresholds at which extraction is counted
+
+
+@component
+class Compare:
+    """How arms are compared.
+
+    Attributes:
+        against: the arm that the others are compared with.
+        tpr_at_fpr: false-positive rates at which the true-positive rate is given.
+        confidence: of all intervals.
+    """
+
+    against: str = "baseline"
+    tpr_at_fpr: tuple[Fraction, ...] = (0.01,)
+    confidence: Fraction = 0.95
+
+
+def analyse(result: Result, audit: Audit, dropped: frozenset[str], compare: Compare, seed: int) -> dict[str, Any]:
+    """An attack's report: estimates by name, and what figures are drawn from.
+
+    Args:
+        result: what the attack wrote.
+        audit: the split.
+        dropped: members that the arm's mitigations left out: members as intended, not as trained.
+        compare: confidence and rates.
+        seed: of the bootstrap.
+
+    Returns:
+        ``{"estimates": {name: estimate}, ...}`` as plain data.
+    """
+    if isinstance(result, Scores):
+        return _membership(result, audit, dropped, compare, seed)
+    if isinstance(result, Matches):
+        return _extraction(result, audit, compare)
+    return _nearness(result, compare)
+
+
+def difference(first: Result, second: Result, audit: Audit, compare: Compare, seed: int) -> dict[str, Estimate]:
+    """Estimates of ``first`` minus those of ``second``, paired over the same images; by the estimates' names."""
+    if isinstance(first, Scores) and isinstance(second, Scores):
+        rng, planted = stream(seed, "difference"), audit.is_planted()
+        pairs = {"auc": np.ones_like(planted)} | ({"auc_planted": planted} if planted.any() else {})
+        return {
+            name: auc_difference(
+                (first.members[chosen], first.nonmembers), (second.members[chosen], second.nonmembers),
+                compare.confidence, rng,
+            )  # fmt: skip
+            for name, chosen in pairs.items()
+        }
+    if isinstance(first, Matches) and isinstance(second, Matches):
+        a, b = extracted(first, len(audit.members)), extracted(second, len(audit.members))
+        planted = audit.is_planted()
+        found = {"extracted": paired_rate_difference(a, b, compare.confidence)}
+        if planted.any():
+            found["extracted_planted"] = paired_rate_difference(a[planted], b[planted], compare.confidence)
+        return found
+    return {}
+
+
+def extracted(matches: Matches, members: int, threshold: float | None = None) -> np.ndarray:
+    """bool [members]: which members some sample matches."""
+    limit = float(matches.threshold) if threshold is None else threshold
+    return _found(matches.member, matches.member_ratio, members, limit)
+
+
+def _found(nearest: np.ndarray, ratio: np.ndarray, count: int, limit: float) -> np.ndarray:
+    """bool [count]: which images some sample matches at this limit."""
+    found = np.zeros(count, dtype=bool)
+    found[nearest[ratio < limit]] = True
+    return found
+
+
+def _membership(scores: Scores, audit: Audit, dropped: frozenset[str], compare: Compare, seed: int) -> dict[str, Any]:
+    """AUC, TPR at FPR and balanced accuracy; over all members, those trained on, and the planted ones."""
+    members, nonmembers, confidence = scores.members, scores.nonmembers, compare.confidence
+    planted = audit.is_planted()
+    trained = np.array([name not in dropped for name in audit.members])
+    estimates = {"auc": auc(members, nonmembers, confidence, stream(seed, "auc"))}
+    if not trained.all():
+        estimates["auc_as_trained"] = auc(members[trained], nonmembers, confidence, stream(seed, "trained"))
+    if planted.any():
+        estimates["auc_planted"] = auc(members[planted], nonmembers, confidence, stream(seed, "planted"))
+    for fpr in compare.tpr_at_fpr:
+        estimates[f"tpr_at_fpr[{fpr:g}]"] = tpr_at_fpr(members, nonmembers, fpr, confidence)
+    estimates["balanced_accuracy"] = balanced_accuracy(members, nonmembers, confidence, stream(seed, "halves"))
+    return {"type": "membership", "estimates": _plain(estimates), "roc": roc(members, nonmembers)}
+
+
+def _extraction(matches: Matches, audit: Audit, compare: Compare) -> dict[str, Any]:
+    """Extracted members beside matched held-out images, which are false positives by construction."""
+    members, nonmembers, confidence = len(audit.members), len(audit.nonmembers), compare.confidence
+    hit, planted = extracted(matches, members), audit.is_planted()
+    false = _found(matches.nonmember, matches.nonmember_ratio, nonmembers, float(matches.threshold))
+    estimates = {"extracted": rate(int(hit.sum()), members, confidence)}
+    if planted.any():
+        estimates["extracted_planted"] = rate(int(hit[planted].sum()), int(planted.sum()), confidence)
+    estimates["false_positives"] = rate(int(false.sum()), nonmembers, confidence, "held-out images by the same rule")
+    curve = [
+        {
+            "threshold": limit,
+            "extracted": int((found := extracted(matches, members, limit)).sum()),
+            "extracted_planted": int(found[planted].sum()),
+            "false_positives": int(_found(matches.nonmember, matches.nonmember_ratio, nonmembers, limit).sum()),
+        }
+        for limit in CURVE
+    ]
+    return {
+        "type": "extraction",
+        "estimates": _plain(estimates),
+        "samples": len(matches.member),
+        "threshold": float(matches.threshold),
+        "group_threshold": float(matches.group_threshold),
+        "curve": curve,
+        "matches": _best_matches(matches, audit, hit),
+    }
+
+
+def _best_matches(matches: Matches, audit: Audit, hit: np.ndarray) -> list[dict[str, Any]]:
+    """For each extracted member the sample with the smallest ratio, best first."""
+    best: dict[int, int] = {}
+    for sample in np.argsort(matches.member_ratio, kind="stable").tolist():
+        member = int(matches.member[sample])
+        if hit[member]:
+            best.setdefault(member, sample)
+    planted = set(audit.planted)
+    return [
+        {
+            "id": audit.members[member],
+            "sample": sample,
+            "distance": float(matches.member_distance[sample]),
+            "ratio": float(matches.member_ratio[sample]),
+            "planted": audit.members[member] in planted,
+        }
+        for member, sample in best.items()
+    ]
+
+
+def _nearness(distances: Distances, compare: Compare) -> dict[str, Any]:
+    """How often a sample is nearer to the training set than to held-out images; a half is chance."""
+    closer, samples = int((distances.member < distances.nonmember).sum()), len(distances.member)
+    ties = int((distances.member == distances.nonmember).sum())
+    estimates = {"nearer_to_training": rate(closer, samples - ties, compare.confidence, "0.5 is chance")}
+    levels = np.linspace(0, 1, 21)
+    return {
+        "type": "nearness",
+        "estimates": _plain(estimates),
+        "quantiles": {
+            "level": levels.round(3).tolist(),
+            "member": np.quantile(distances.member, levels).round(6).tolist(),
+            "nonmember": np.quantile(distances.nonmember, levels).round(6).tolist(),
+        },
+    }
+
+
+def _plain(estimates: dict[str, Estimate]) -> dict[str, Any]:
+    """Estimates as JSON."""
+    return {name: estimate.as_json() for name, estimate in estimates.items()}

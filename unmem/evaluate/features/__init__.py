@@ -1,0 +1,1 @@
+"""Feature extractors for quality measures, one component a file."""

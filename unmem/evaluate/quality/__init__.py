@@ -1,0 +1,1 @@
+"""Quality measures, one component a file."""

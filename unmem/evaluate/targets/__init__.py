@@ -1,0 +1,1 @@
+"""What can be attacked, one component a file."""

@@ -1,0 +1,229 @@
+"""One arm, from its mitigations to its figures: a chain of stages, each keyed by what it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unmem import progress
+from unmem.component import UserError
+from unmem.evaluate import results
+from unmem.evaluate.analysis import analyse
+from unmem.evaluate.audit import Audit
+from unmem.recipes import gallery
+from unmem.recipes.recipe import Recipe, kind_of
+from unmem.rng import derive, stream
+from unmem.rundir import Stage, read_json, write_json
+from unmem.train.imageset import ImageSet
+
+if TYPE_CHECKING:
+    from unmem.evaluate.targets.pipeline import Pipeline
+    from unmem.train.update import UpdateRule
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of a run.
+
+    Attributes:
+        recipe: the checked recipe.
+        name: the arm's.
+        root: the run's directory.
+        upstream: the key of the run's data stage.
+    """
+
+    recipe: Recipe
+    name: str
+    root: Path
+    upstream: str
+
+    @property
+    def directory(self) -> Path:
+        """The arm's own directory."""
+        return self.root / "arms" / self.name
+
+    @property
+    def mitigations(self) -> list[dict[str, Any]]:
+        """The arm's mitigations as plain data."""
+        plain: list[dict[str, Any]] = self.recipe.resolved["arms"][self.name]
+        return plain
+
+    @property
+    def finished(self) -> bool:
+        """Whether every stage is done."""
+        return all(stage.finished for stage in self.stages.values())
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """All stages by name, in order, each key holding its upstream's."""
+        plain, seed = self.recipe.resolved, self.recipe.seed
+        on_data = [p for p, part in zip(self.mitigations, self._parts, strict=True) if hasattr(part, "apply")]
+        on_training = [p for p, part in zip(self.mitigations, self._parts, strict=True) if hasattr(part, "update_rule")]
+        data = self._stage("data", upstream=self.upstream, seed=seed, mitigations=on_data)
+        train = self._stage(
+            "train", upstream=data.key, seed=seed, model=plain["model"], train=plain["train"], rule=on_training
+        )
+        count = self.recipe.samples
+        samples = self._stage("samples", upstream=train.key, seed=seed, sampling=plain["sampling"], count=count)
+        chain = {"data": data, "train": train, "samples": samples}
+        for section in ("attacks", "quality"):
+            for (name, _), part in zip(getattr(self.recipe, section).items(), plain[section], strict=True):
+                inputs = {"upstream": samples.key, "seed": seed, "component": part, "compare": plain["compare"]}
+                chain[f"{section}/{name}"] = self._stage(f"{section}/{name}", **inputs)
+        chain["gallery"] = self._stage("gallery", upstream=[stage.key for stage in chain.values()])
+        return chain
+
+    def training_set(self, audit: Audit) -> ImageSet:
+        """What the arm trains on, once its data stage is done."""
+        gone = {entry["id"] for entry in read_json(self.directory / "data" / "ledger.json")["dropped"]}
+        training = audit.training
+        return training.take(np.array([i for i, name in enumerate(training.ids) if name not in gone], dtype=np.int64))
+
+    def dropped_members(self, audit: Audit) -> frozenset[str]:
+        """Members of which neither the image nor a planted copy was trained on."""
+        left = {audit.copies.get(name, name) for name in self.training_set(audit).ids}
+        return frozenset(name for name in audit.members if name not in left)
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        """The arm's mitigations as components."""
+        return self.recipe.arms[self.name]
+
+    def _stage(self, name: str, **inputs: Any) -> Stage:
+        """A stage below the arm's directory."""
+        return Stage(self.directory / name, {"stage": name, **inputs})
+
+
+def run_arm(arm: Arm) -> None:
+    """Run, or resume, every stage of an arm; under ``accelerate launch`` on all processes together."""
+    from unmem.train.sampling import null_class, open_pipeline, sample_to_disk
+    from unmem.train.trainer import make_accelerator, train
+
+    recipe, audit = arm.recipe, Audit.open(arm.root)
+    if recipe.train.threads is not None:
+        import torch
+
+        torch.set_num_threads(recipe.train.threads)
+    accelerator = make_accelerator(recipe.train, arm.directory / "train")
+    main, stages = accelerator.is_main_process, arm.stages
+
+    def once(name: str, work: Callable[[Path], None]) -> None:
+        """On the main process alone; the others wait."""
+        if main:
+            _run_stage(stages[name], name, work)
+        accelerator.wait_for_everyone()
+
+    once("data", lambda directory: _mitigate(arm, audit, directory))
+
+    def fit(directory: Path) -> None:
+        data = arm.training_set(audit)
+        rule = _update_rule(arm, data, directory)
+        train(
+            data, recipe.model, recipe.train, rule, directory,
+            key=stages["train"].key, seed=recipe.seed, accelerator=accelerator,
+        )  # fmt: skip
+
+    def sample(directory: Path) -> None:
+        pipeline = open_pipeline(arm.directory / "train" / "pipeline")
+        sample_to_disk(
+            pipeline, recipe.sampling, recipe.samples, directory, seed=recipe.seed, accelerator=accelerator
+        )
+
+    for name, work in (("train", fit), ("samples", sample)):
+        if name == "samples" and recipe.samples == 0:
+            work = _nothing
+        _run_stage(stages[name], name, work, main=main, wait=accelerator.wait_for_everyone)
+
+    target = _target(arm, str(accelerator.device))
+    for name, attack in recipe.attacks.items():
+        once(f"attacks/{name}", lambda directory, a=attack: _attack(arm, audit, a, target, directory))  # type: ignore[misc]
+    for name, measure in recipe.quality.items():
+        classes = len(audit.data.label_names) if getattr(recipe.model, "conditioning", "none") == "class" else None
+        once(
+            f"quality/{name}",
+            lambda directory, m=measure, c=classes: _measure(arm, audit, m, target, c, directory),  # type: ignore[misc]
+        )
+    once("gallery", lambda directory: gallery.make(arm.directory, audit, directory))
+
+
+def _run_stage(
+    stage: Stage, name: str, work: Callable[[Path], None], *, main: bool = True, wait: Callable[[], None] = lambda: None
+) -> None:
+    """Run a stage unless it is finished; on several processes all work, and the main one keeps the record."""
+    finished = stage.finished
+    wait()  # nobody may mark it as finished before all have looked
+    if finished:
+        return
+    if main:
+        stage.begin()
+    wait()
+    work(stage.directory)
+    wait()
+    if main:
+        stage.finish()
+        progress.say(f"{name}: {stage.seconds:.1f} s")
+    wait()
+
+
+def _nothing(directory: Path) -> None:
+    """A stage without work."""
+
+
+def _mitigate(arm: Arm, audit: Audit, directory: Path) -> None:
+    """Apply the arm's data mitigations, in order."""
+    data, dropped = audit.training, []
+    for i, part in enumerate(arm.recipe.arms[arm.name]):
+        if hasattr(part, "apply"):
+            data, ledger = part.apply(data, stream(arm.recipe.seed, "mitigation", arm.name, i))
+            dropped += [asdict(entry) for entry in ledger]
+    write_json(directory / "ledger.json", {"kept": len(data), "dropped": dropped})
+
+
+def _update_rule(arm: Arm, data: ImageSet, directory: Path) -> UpdateRule:
+    """The arm's way to train: its training mitigation's, or plain."""
+    from unmem.train.update import Plain
+
+    steps = [kind_of(part) for part in arm.recipe.arms[arm.name] if hasattr(part, "apply")]
+    holds_for = f"the {len(data)} training images as given"
+    if steps:
+        holds_for = (
+            f"the {len(data)} images that {', '.join(steps)} left; "
+            "the choice of these images depends on all images and is not covered"
+        )
+    for part in arm.recipe.arms[arm.name]:
+        if hasattr(part, "update_rule"):
+            rule: UpdateRule = part.update_rule(data, arm.recipe.train, holds_for, directory / "state")
+            return rule
+    return Plain(len(data), arm.recipe.train, arm.recipe.seed)
+
+
+def _target(arm: Arm, device: str) -> Pipeline:
+    """The trained model, as attacks see it."""
+    from unmem.evaluate.targets.pipeline import Pipeline
+
+    images = arm.directory / "samples" / "images.npy"
+    return Pipeline(path=str(arm.directory / "train" / "pipeline"), images=str(images), device=device)
+
+
+def _attack(arm: Arm, audit: Audit, attack: Any, target: Pipeline, directory: Path) -> None:
+    """Attack, write the scores, then analyse what was written."""
+    if missing := attack.needs - target.access:
+        raise UserError(f"attack {kind_of(attack)} needs {', '.join(sorted(missing))}, which the target does not give")
+    seed = derive(arm.recipe.seed, "attack", directory.name)
+    results.save(attack.run(target, audit, seed), directory / "scores.npz")
+    scores = results.load(directory / "scores.npz")
+    report = analyse(scores, audit, arm.dropped_members(audit), arm.recipe.compare, seed)
+    write_json(directory / "report.json", {"kind": kind_of(attack), **report})
+
+
+def _measure(arm: Arm, audit: Audit, measure: Any, target: Pipeline, classes: int | None, directory: Path) -> None:
+    """Measure quality."""
+    samples = target.samples(measure.samples)
+    labels = None if classes is None else np.arange(len(samples)) % classes
+    seed = derive(arm.recipe.seed, "quality", directory.name)
+    measured = measure.measure(samples, labels, audit, seed)
+    write_json(directory / "report.json", {"kind": kind_of(measure), **measured.as_json()})

@@ -1,0 +1,270 @@
+"""A recipe: what a YAML file may say, checked all at once, with every default filled in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmem.component import ConfigError, Problem, UserError, build, dump, field_names, kinds, suggest, validate
+from unmem.evaluate.analysis import Compare
+from unmem.evaluate.audit import Split
+from unmem.recipes import yaml_file
+from unmem.rundir import digest
+from unmem.train.config import Sampling, Train
+
+SCHEMA = 1
+ROOMS = {
+    "data": "unmem.train.datasets",
+    "models": "unmem.train.models",
+    "mitigations": "unmem.mitigations",
+    "attacks": "unmem.evaluate.attacks",
+    "quality": "unmem.evaluate.quality",
+    "features": "unmem.evaluate.features",
+    "targets": "unmem.evaluate.targets",
+}
+SECTIONS = ("schema", "seed", "data", "model", "train", "sampling", "arms", "attacks", "quality", "compare", "smoke")
+SHIPPED = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe.
+
+    Attributes:
+        name: the file's name without ending; ``-smoke`` is added where the smoke section was laid over.
+        seed: of everything that is not secret.
+        data: a data set component.
+        split: the audit split.
+        model: a model component.
+        train, sampling, compare: settings.
+        arms: mitigations of each arm, in order of application.
+        attacks, quality: components by name.
+        resolved: all of it as plain data, defaults included; reading it again gives the same recipe.
+    """
+
+    name: str
+    seed: int
+    data: Any
+    split: Split
+    model: Any
+    train: Train
+    sampling: Sampling
+    arms: dict[str, tuple[Any, ...]]
+    attacks: dict[str, Any]
+    quality: dict[str, Any]
+    compare: Compare
+    resolved: dict[str, Any]
+
+    @property
+    def run_name(self) -> str:
+        """``<name>-<first 8 of the hash of the resolved recipe>``."""
+        return f"{self.name}-{digest(self.resolved)[:8]}"
+
+    @property
+    def samples(self) -> int:
+        """Samples that the attacks and quality measures want at most."""
+        wanted = [getattr(part, "samples", 0) for part in (*self.attacks.values(), *self.quality.values())]
+        return max(wanted, default=0)
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with the package, by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+
+
+def locate(recipe: str) -> Path:
+    """The file of a recipe: a shipped one's name, or a path.
+
+    Raises:
+        UserError: when it is neither.
+    """
+    known = shipped()
+    if recipe in known:
+        return known[recipe]
+    path = Path(recipe)
+    if not path.is_file():
+        raise UserError(
+            f"{recipe}: neither a file nor a shipped recipe{suggest(recipe, known)}; shipped: {', '.join(known)}"
+        )
+    return path
+
+
+def load(recipe: str, *, smoke: bool = False, settings: tuple[str, ...] = ()) -> Recipe:
+    """Read, overlay and check a recipe.
+
+    Args:
+        recipe: a shipped recipe's name, or a path.
+        smoke: lay the ``smoke`` section over the rest.
+        settings: ``path=value`` changes, such as ``train.images=1000`` or ``arms.dp.dp_sgd.epsilon=4``.
+
+    Raises:
+        ConfigError: with every problem.
+        UserError: when the file cannot be read.
+    """
+    path = locate(recipe)
+    plain = yaml_file.read(path)
+    if not isinstance(plain, Mapping):
+        raise ConfigError(path.name, [Problem("", f"needs the sections {', '.join(SECTIONS)}; got {plain!r}")])
+    plain = dict(plain)
+    overlay = plain.pop("smoke", None) or {}
+    name = path.stem
+    problems: list[Problem] = []
+    if smoke:
+        plain, name = _overlay(plain, overlay, "smoke", problems), f"{name}-smoke"
+    else:
+        _overlay(plain, overlay, "smoke", problems)  # a broken smoke section is a problem even when it is not used
+    for setting in settings:
+        plain = _overlay(plain, _setting(setting), "--set", problems)
+    found = check(plain, name, problems)
+    if found is None:
+        raise ConfigError(path.name, problems)
+    return found
+
+
+def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = None) -> Recipe | None:
+    """Build every component of a plain recipe; None when there are problems, which are appended."""
+    problems = [] if problems is None else problems
+    for section in plain:
+        if section not in SECTIONS:
+            problems.append(Problem(section, f"unknown section{suggest(section, SECTIONS)}; have {', '.join(SECTIONS)}"))
+    if plain.get("schema") != SCHEMA:
+        problems.append(Problem("schema", f"must be {SCHEMA}; got {plain.get('schema')!r}"))
+    seed = plain.get("seed", 0)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        problems.append(Problem("seed", f"must be a whole number; got {seed!r}"))
+    data, split = _data(plain.get("data"), problems)
+    model = build(ROOMS["models"], plain.get("model"), "model", problems)
+    train = validate(Train, plain.get("train"), "train", problems)
+    sampling = validate(Sampling, plain.get("sampling", {}), "sampling", problems)
+    compare = validate(Compare, plain.get("compare", {}), "compare", problems)
+    arms = _arms(plain.get("arms"), problems)
+    attacks = _named(plain.get("attacks", []), "attacks", problems)
+    quality = _named(plain.get("quality", []), "quality", problems)
+    if compare is not None and arms and compare.against not in arms:
+        problems.append(Problem("compare.against", f"must be one of the arms {', '.join(arms)}; got {compare.against!r}"))
+    if model is not None and getattr(model, "conditioning", "class") == "none":
+        for measure, component in quality.items():
+            if component is not None and component.needs_labels:
+                problems.append(Problem(f"quality.{measure}", "needs a class-conditional model (model.conditioning: class)"))
+    if problems:
+        return None
+    assert split is not None and train is not None and sampling is not None and compare is not None
+    resolved = {
+        "schema": SCHEMA,
+        "seed": seed,
+        "data": {"kind": plain["data"]["kind"], **dump(data), **dump(split)},
+        "model": {"kind": plain["model"]["kind"], **dump(model)},
+        "train": dump(train),
+        "sampling": dump(sampling),
+        "arms": {arm: [_resolved(part) for part in parts] for arm, parts in arms.items()},
+        "attacks": [_resolved(part, attack) for attack, part in attacks.items()],
+        "quality": [_resolved(part, measure) for measure, part in quality.items()],
+        "compare": dump(compare),
+    }
+    return Recipe(name, seed, data, split, model, train, sampling, arms, attacks, quality, compare, resolved)
+
+
+def kind_of(part: Any) -> str:
+    """The kind that a component was built from."""
+    module: str = type(part).__module__
+    for package in ROOMS.values():
+        if module.rpartition(".")[0] == package:
+            return module.rpartition(".")[2]
+    return module
+
+
+def _resolved(part: Any, name: str | None = None) -> dict[str, Any]:
+    """A component as plain data that builds it again."""
+    kind = kind_of(part)
+    return {"kind": kind, **({"name": name} if name not in (None, kind) else {}), **dump(part)}
+
+
+def _data(spec: Any, problems: list[Problem]) -> tuple[Any, Split | None]:
+    """The data section: a data set's fields and the split's, side by side."""
+    if not isinstance(spec, Mapping):
+        problems.append(Problem("data", f"needs a mapping with a 'kind'; have {', '.join(kinds(ROOMS['data']))}"))
+        return None, None
+    names = field_names(Split)
+    split = validate(Split, {key: value for key, value in spec.items() if key in names}, "data", problems)
+    source = {key: value for key, value in spec.items() if key not in names}
+    return build(ROOMS["data"], source, "data", problems), split
+
+
+def _arms(spec: Any, problems: list[Problem]) -> dict[str, tuple[Any, ...]]:
+    """The arms, each a list of mitigations of which at most one trains."""
+    if not isinstance(spec, Mapping) or not spec:
+        problems.append(Problem("arms", f"needs a mapping from names to lists of mitigations; got {spec!r}"))
+        return {}
+    arms = {}
+    for arm, parts in spec.items():
+        path = f"arms.{arm}"
+        if not arm or set(arm) & set('/\\:*?"<>|. ') or arm.startswith("-"):
+            problems.append(Problem(path, "an arm's name becomes a folder: letters, digits, '+', '-' and '_'"))
+        if not isinstance(parts, list):
+            problems.append(Problem(path, f"needs a list of mitigations (empty for none); got {parts!r}"))
+            continue
+        built = [build(ROOMS["mitigations"], part, f"{path}[{i}]", problems) for i, part in enumerate(parts)]
+        if sum(hasattr(part, "update_rule") for part in built) > 1:
+            problems.append(Problem(path, "has more than one mitigation of training; give each an arm of its own"))
+        arms[arm] = tuple(built)
+    return arms
+
+
+def _named(spec: Any, section: str, problems: list[Problem]) -> dict[str, Any]:
+    """A list of components by name; the name is the kind unless ``name`` says otherwise."""
+    if not isinstance(spec, list):
+        problems.append(Problem(section, f"needs a list of components; got {spec!r}"))
+        return {}
+    named: dict[str, Any] = {}
+    for i, part in enumerate(spec):
+        path = f"{section}[{i}]"
+        name = _name(part)
+        if name in named:
+            problems.append(Problem(path, f"is a second {name!r}; tell them apart by 'name'"))
+        if isinstance(part, Mapping):
+            part = {key: value for key, value in part.items() if key != "name"}
+        named[name] = build(ROOMS[section], part, path, problems)
+    return named
+
+
+def _name(part: Any) -> str:
+    """A listed component's name."""
+    return str(part.get("name", part.get("kind"))) if isinstance(part, Mapping) else ""
+
+
+def _setting(text: str) -> dict[str, Any]:
+    """``a.b=value`` as nested mappings; the value is read as YAML.
+
+    Raises:
+        UserError: without a path and an equals sign.
+    """
+    path, equals, value = text.partition("=")
+    if not equals or not all(path.split(".")):
+        raise UserError(f"--set {text}: needs path=value, such as train.images=1000")
+    nested: Any = yaml_file.parse(value, f"--set {text}")
+    for key in reversed(path.split(".")):
+        nested = {key: nested}
+    assert isinstance(nested, dict)
+    return nested
+
+
+def _overlay(base: Any, over: Any, path: str, problems: list[Problem]) -> Any:
+    """Lay ``over`` on ``base``: mappings merge; a mapping over a list changes its entries by name."""
+    if not isinstance(over, Mapping):
+        return over
+    if isinstance(base, list):
+        names = [_name(part) for part in base]
+        for key in over:
+            if key not in names:
+                have = ", ".join(names) or "nothing"
+                problems.append(Problem(f"{path}.{key}", f"names nothing in the list{suggest(key, names)}; have {have}"))
+        return [
+            _overlay(part, over[name], f"{path}.{name}", problems) if name in over else part
+            for name, part in zip(names, base, strict=True)
+        ]
+    merged = dict(base) if isinstance(base, Mapping) else {}
+    for key, value in over.items():
+        merged[key] = _overlay(merged.get(key), value, f"{path}.{key}", problems)
+    return merged

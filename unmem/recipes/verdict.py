@@ -1,0 +1,71 @@
+"""A comparison in plain words: what each arm gives away, what it is worth, and what the figures cannot say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def verdict(comparison: dict[str, Any]) -> list[str]:
+    """Sentences, the most important first; every number in them stands in the comparison."""
+    sentences = []
+    for name, arm in comparison["arms"].items():
+        sentences += _arm(name, arm, comparison)
+    sentences += _cautions(comparison)
+    if comparison["unfinished"]:
+        sentences.append(f"Not finished, and so not in this report: {', '.join(comparison['unfinished'])}.")
+    return sentences
+
+
+def _arm(name: str, arm: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
+    """What one arm gives away."""
+    data, parts = comparison["data"], []
+    for attack in arm["attacks"].values():
+        figures = attack["estimates"]
+        if attack["type"] == "extraction":
+            text = f"{figures['extracted']['n']['successes']} of {data['members']} training images can be extracted"
+            if "extracted_planted" in figures:
+                planted = figures["extracted_planted"]["n"]
+                text += f" ({planted['successes']} of the {planted['trials']} planted)"
+            false = figures["false_positives"]["n"]
+            parts.append(f"{text}; the same rule matches {false['successes']} of {false['trials']} held-out images")
+        elif attack["type"] == "membership" and attack["kind"] != "blind":
+            auc = figures["auc"]
+            leak = "membership shows" if auc["low"] > 0.5 else "membership does not show"
+            parts.append(f"{leak} (AUC {auc['value']:.2f}, {auc['low']:.2f} to {auc['high']:.2f})")
+    sentences = [f"{name}: {'; '.join(parts)}."] if parts else []
+    if (spent := arm["privacy"]) is not None:
+        sentences.append(_proven(name, spent, data))
+    return sentences
+
+
+def _proven(name: str, spent: dict[str, Any], data: dict[str, Any]) -> str:
+    """What is proven, and for whom it is not."""
+    if spent["void"]:
+        return f"{name}: no guarantee ({spent['void']})."
+    text = f"{name}: proven epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g} for one image"
+    copies = data["copies"]
+    if data["planted"] and copies > 1 and spent["training_images"] == data["training_images"]:
+        text += (
+            f"; an image that stands {copies} times in the set is {copies} units, for which only "
+            f"epsilon {copies * spent['epsilon']:.0f} is proven, that is nothing"
+        )
+    return text + f". It holds for {spent['holds_for']}."
+
+
+def _cautions(comparison: dict[str, Any]) -> list[str]:
+    """What a reader must know before believing the above."""
+    cautions = []
+    for name, arm in comparison["arms"].items():
+        for attack in arm["attacks"].values():
+            figures = attack["estimates"]
+            if attack["kind"] == "blind" and figures["auc"]["low"] is not None and figures["auc"]["low"] > 0.5:
+                cautions.append(
+                    "Caution: members can be told from held-out images without any model "
+                    f"(blind AUC {figures['auc']['value']:.2f}); membership figures say little about the model."
+                )
+            if attack["type"] == "extraction" and figures["false_positives"]["n"]["successes"]:
+                cautions.append(
+                    f"Caution: in {name} the extraction rule also matches held-out images, which no model has seen; "
+                    "so many of the counted ones are no evidence. Lower the threshold."
+                )
+    return list(dict.fromkeys(cautions))

@@ -1,0 +1,96 @@
+"""Captions and classes from ``metadata.csv`` or ``metadata.jsonl``, as Hugging Face's ImageFolder has them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unmem.component import UserError
+from unmem.train.datasets._files import read_text
+
+NAMES = ("metadata.csv", "metadata.jsonl")
+CAPTIONS = ("text", "caption")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a metadata file says of one image: the caption and the class, or None; and where it says so."""
+
+    place: str
+    caption: str | None
+    label: str | int | None
+
+
+def read_metadata(files: Mapping[str, Path]) -> dict[str, Row]:
+    """The rows of all metadata files among ``files``, by the image's relative posix path.
+
+    A ``file_name`` is relative to its metadata file. The caption is in the column ``text`` or ``caption``, the class
+    in ``label``; other columns are not read.
+
+    Raises:
+        UserError: naming file and line, when a file is damaged, lacks ``file_name``, or names an image twice.
+    """
+    rows: dict[str, Row] = {}
+    for name, path in files.items():
+        folder, base = posixpath.split(name)
+        if base not in NAMES:
+            continue
+        for line, record in _csv(path) if base.endswith(".csv") else _jsonl(path):
+            image, row = _row(f"{path}, line {line}", record)
+            image = posixpath.normpath(posixpath.join(folder, image))
+            if image in rows:
+                raise UserError(f"{row.place}: 'file_name' {image!r} again; first in {rows[image].place}")
+            rows[image] = row
+    return rows
+
+
+def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Line numbers and records of a table with a header."""
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    try:
+        if "file_name" not in (reader.fieldnames or ()):
+            raise UserError(f"{path}: needs a column 'file_name'; has {', '.join(reader.fieldnames or ()) or 'none'}")
+        for record in reader:
+            yield reader.line_num, record
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: damaged ({error})") from None
+
+
+def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Line numbers and records of a file with one JSON object a line."""
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
+        if not text.strip():
+            continue
+        try:
+            record = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise UserError(f"{path}, line {line}: damaged ({error})") from None
+        if not isinstance(record, dict):
+            raise UserError(f"{path}, line {line}: needs a JSON object; got {text[:40]!r}")
+        yield line, {key: _encodable(value) for key, value in record.items()}
+
+
+def _encodable(value: Any) -> Any:
+    r"""Half an emoji, such as ``"\ud83d"``, is valid JSON but no text: it becomes a question mark."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+def _row(place: str, record: Mapping[str, Any]) -> tuple[str, Row]:
+    """The image's name and the rest, checked."""
+    name = record.get("file_name")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{place}: needs a 'file_name'; got {name!r}")
+    captions = [record[column] for column in CAPTIONS if record.get(column) is not None]
+    for caption in captions:
+        if not isinstance(caption, str):
+            raise UserError(f"{place}: the caption must be a text; got {caption!r}")
+    label = record.get("label")
+    if label is not None and not isinstance(label, str | int):
+        raise UserError(f"{place}: 'label' must be a text or an integer; got {label!r}")
+    return name, Row(place, captions[0] if captions else None, None if label == "" else label)

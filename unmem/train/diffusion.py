@@ -1,0 +1,72 @@
+"""The forward process and the denoising loss: one function, read by the trainer, by DP-SGD and by the attacks.
+
+Notation of Ho et al. 2020 (arXiv 2006.11239): x0 the image, t the timestep, eps the noise,
+x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps (eq. 4); v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) x0
+(Salimans & Ho 2022, arXiv 2202.00512).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """A noise schedule and what the network predicts.
+
+    Attributes:
+        alphas_cumprod: float32 [T], alpha_bar_t.
+        prediction: ``epsilon`` or ``v_prediction``.
+    """
+
+    alphas_cumprod: Tensor
+    prediction: str
+
+    @classmethod
+    def of(cls, scheduler: Any, device: torch.device | str = "cpu") -> Diffusion:
+        """Read schedule and prediction type from a diffusers scheduler, so that they are never declared twice."""
+        return cls(scheduler.alphas_cumprod.to(device, torch.float32), scheduler.config.prediction_type)
+
+    def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """x_t [b, c, h, w] for x0 in [-1, 1], t int64 [b], eps ~ N(0, I)."""
+        signal, noise = self._scales(t)
+        return signal * x0 + noise * eps
+
+    def losses(self, model: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None) -> Tensor:
+        """The un-reduced denoising loss, float32 [b]: squared error of the prediction, mean over pixels."""
+        signal, noise = self._scales(t)
+        target = eps if self.prediction == "epsilon" else signal * eps - noise * x0
+        predicted = model(self.noised(x0, t, eps), t, class_labels=labels).sample
+        return (predicted.float() - target).square().flatten(1).mean(1)
+
+    def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped for images."""
+        alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+
+def make_scheduler(schedule: str, prediction: str, timesteps: int) -> Any:
+    """The diffusers scheduler that is saved with a model."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler(
+        num_train_timesteps=timesteps, beta_schedule=SCHEDULES[schedule], prediction_type=prediction
+    )
+
+
+def to_model(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 [n, h, w, c] -> float32 [n, c, h, w] in [-1, 1]."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
+
+
+def to_images(x: Tensor) -> np.ndarray:
+    """float [n, c, h, w] in [-1, 1] (clamped) -> uint8 [n, h, w, c]."""
+    scaled = x.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+    return scaled.permute(0, 2, 3, 1).cpu().numpy()

@@ -1,0 +1,1 @@
+"""Denoisers, one component a file."""

@@ -1,0 +1,101 @@
+"""Who owns the batches and turns per-example losses into a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unmem.rng import stream
+from unmem.train.config import Train
+
+Losses = Callable[[np.ndarray], Tensor]
+"""``losses(slots)``: the un-reduced losses, float32 [len(slots)], of these slots of the step's global batch."""
+
+
+class UpdateRule(Protocol):
+    """A way to train: which images a step sees, and what their losses do to the weights.
+
+    Everything is a function of the step's number, so that a resumed run equals an unbroken one.
+
+    Attributes:
+        steps: updates in all.
+        batch: images an update (the expectation, where the sampler is random).
+        lr: peak learning rate.
+        seed: seed of the losses' randomness (timesteps, noise, flips).
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    seed: int
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
+        """Take hold of the model before the first step; returns the module whose forward the losses use."""
+
+    def positions(self, step: int) -> np.ndarray:
+        """int64: the images of the step's global batch, the same on every process."""
+
+    def update(self, step: int, size: int, losses: Losses) -> float:
+        """Change the weights by the losses of a global batch of ``size`` slots.
+
+        Returns this process's part of the mean loss: the parts of all processes add up to it.
+        """
+
+    def finish(self) -> dict[str, Any] | None:
+        """After the last step: give the model back, and the privacy statement, where there is one, as JSON."""
+
+
+class Plain:
+    """Ordinary minibatch gradients: shuffled epochs, mean loss, clipping for stability."""
+
+    def __init__(self, n: int, config: Train, seed: int) -> None:
+        """Args: the number of training images, the recipe's settings, the experiment's seed."""
+        self.n, self.batch, self.lr, self.seed = n, config.batch, config.lr, seed
+        self.steps = -(-config.images // config.batch)
+        self._config = config
+
+    def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
+        """Wrap for several processes, where there are several."""
+        self._accelerator, self._optimizer = accelerator, optimizer
+        self._model: nn.Module = accelerator.prepare_model(model)
+        return self._model
+
+    def positions(self, step: int) -> np.ndarray:
+        """The step's window on an endless row of shuffled epochs."""
+        start = step * self.batch
+        window = np.arange(start, start + self.batch)
+        epochs = {int(e): stream(self.seed, "epoch", int(e)).permutation(self.n) for e in np.unique(window // self.n)}
+        return np.array([epochs[i // self.n][i % self.n] for i in window.tolist()], dtype=np.int64)
+
+    def update(self, step: int, size: int, losses: Losses) -> float:
+        """One AdamW step on the mean loss of the global batch."""
+        accelerator, total = self._accelerator, 0.0
+        chunks = list(shares(size, accelerator.process_index, accelerator.num_processes, self._config.micro_batch))
+        for i, slots in enumerate(chunks):
+            with accelerator.no_sync(self._model) if i + 1 < len(chunks) else nullcontext():
+                # DDP averages over processes, and their shares may differ by one: weigh by the global size
+                loss = losses(slots).sum() / size
+                accelerator.backward(loss * accelerator.num_processes)
+            total += float(loss.detach())
+        accelerator.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return total
+
+    def finish(self) -> dict[str, Any] | None:
+        """No guarantee, no statement."""
+        return None
+
+
+def shares(size: int, process: int, processes: int, most: int | None) -> Iterator[np.ndarray]:
+    """This process's part of ``size`` slots, in chunks of at most ``most``; at least one chunk, perhaps empty."""
+    mine = np.array_split(np.arange(size), processes)[process]
+    most = most or max(len(mine), 1)
+    for start in range(0, max(len(mine), 1), most):
+        yield mine[start : start + most]
+
