@@ -8,12 +8,11 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import click
 
 from unmem import __version__, progress
-from unmem.component import ConfigError, Kind, UserError, dump, find, kinds, suggest
+from unmem.component import ConfigError, Kind, UserError, find, kinds, suggest
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 LISTS = ("data", "models", "mitigations", "attacks", "quality", "features", "targets", "recipes")
@@ -22,7 +21,7 @@ LISTS = ("data", "models", "mitigations", "attacks", "quality", "features", "tar
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def app() -> None:
-    """Train image diffusion models that do not hand back their training data, and prove it with numbers.
+    r"""Train image diffusion models that do not hand back their training data, and prove it with numbers.
 
     \b
     unmem run quickstart              a first run: real digits, four arms, a report, in minutes
@@ -234,9 +233,7 @@ def _listing(what: str) -> dict[str, str]:
     from unmem.recipes.recipe import ROOMS, shipped
 
     if what == "recipes":
-        return {
-            name: file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, file in shipped().items()
-        }
+        return {name: file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, file in shipped().items()}
     return {name: kind.summary for name, kind in kinds(ROOMS[what]).items()}
 
 

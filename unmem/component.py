@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 else:  # only type checkers read the mark
 
     def dataclass_transform(**_: object) -> Callable[[T], T]:
+        """Mark nothing."""
         return lambda function: function
 
 
@@ -91,7 +92,8 @@ class Kind:
 def kinds(package: str) -> dict[str, Kind]:
     """Every component of a package, by name; nothing is imported, so that listing stays fast."""
     spec = find_spec(package)
-    assert spec is not None and spec.submodule_search_locations, f"{package} is not a package"
+    assert spec is not None, f"{package} does not exist"
+    assert spec.submodule_search_locations, f"{package} is not a package"
     files = sorted(Path(spec.submodule_search_locations[0]).glob("*.py"))
     found = ((file.stem, _component_in(file, f"{package}.{file.stem}", file.stem)) for file in files)
     return {name: kind for name, kind in found if kind is not None}

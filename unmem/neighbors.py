@@ -198,6 +198,8 @@ def _scan(
     slack = slack / (1 - slack) if slack < 1 else math.inf
     a, b, keys = (origin.new_empty(size) for size in ((rows, d), (columns, d), (rows * columns)))
     a_squares = _center(block, origin, a, chunk)
+    if product:
+        a *= -2
     best = origin.new_empty(rows, 0)
     near = torch.empty(rows, 0, dtype=torch.int64, device=origin.device)
     for start, part in zip(range(0, n, columns), points.split(columns), strict=True):
@@ -205,7 +207,11 @@ def _scan(
         b_squares = _center(part, origin, b[:width], chunk)
         if product:
             key = keys[: rows * width].view(rows, width)
-            torch.addmm((b_squares * (1 - 2 * slack)).to(key), a, b[:width].T, alpha=-2, out=key)
+            if key.is_cpu:  # NumPy's BLAS is the faster one on AMD, and no setting makes it round to bfloat16
+                np.matmul(a.numpy(), b[:width].numpy().T, out=key.numpy())
+            else:
+                torch.mm(a, b[:width].T, out=key)
+            key += (b_squares * (1 - 2 * slack)).to(key)
         else:
             key = torch.cdist(a, b[:width], compute_mode="donot_use_mm_for_euclid_dist")
         key, at = key.topk(min(kept, width), largest=False, sorted=False)

@@ -21,7 +21,7 @@ def derive(seed: int, *names: str | int) -> int:
 
 
 def stream(seed: int, *names: str | int) -> np.random.Generator:
-    """NumPy's generator for a place.
+    """A NumPy generator for a place.
 
     >>> bool(stream(0, "split").integers(1 << 30) == stream(0, "split").integers(1 << 30))
     True
@@ -32,7 +32,7 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
 
 
 def torch_stream(seed: int, *names: str | int, device: str | torch.device = "cpu") -> torch.Generator:
-    """torch's generator for a place; reproducible on one kind of device, not across kinds."""
+    """A torch generator for a place; reproducible on one kind of device, not across kinds."""
     import torch
 
     return torch.Generator(device).manual_seed(derive(seed, *names))

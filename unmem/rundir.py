@@ -112,7 +112,9 @@ class Stage:
             return False
         record = read_json(self._file)
         if record["key"] != self.key:
-            raise UserError(f"{self.directory}: made from other inputs ({first_difference(record['inputs'], self.inputs)})")
+            raise UserError(
+                f"{self.directory}: made from other inputs ({first_difference(record['inputs'], self.inputs)})"
+            )
         return bool(record["finished"])
 
     def begin(self) -> None:

@@ -65,8 +65,14 @@ class DPSGD:
         )
         void = None if self.known_seed is None else "privacy_void: seed known"
         secret = _secret(state / "secret.json") if self.known_seed is None else self.known_seed
-        statement = plan.spent(holds_for=holds_for, void=void)
-        return PrivateUpdate(plan, statement, secret, self.lr or train.lr, self.physical_batch)
+        return PrivateUpdate(
+            plan,
+            secret=secret,
+            lr=self.lr or train.lr,
+            physical_batch=self.physical_batch,
+            holds_for=holds_for,
+            void=void,
+        )
 
 
 def _secret(file: Path) -> int:

@@ -7,6 +7,7 @@ attention blocks produce; each is mended here, in a line or two.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from unmem.mitigations.privacy import DPPlan, PrivacySpent
+from unmem.mitigations.privacy import DPPlan
 from unmem.rng import derive, torch_stream
 from unmem.train.update import Losses, shares
 
@@ -37,9 +38,12 @@ class Hooks(GradSampleHooks):  # type: ignore[misc]
 class PrivateUpdate:
     """An :class:`~unmem.train.update.UpdateRule`: Poisson batch, clip, sum, noise, step."""
 
-    def __init__(self, plan: DPPlan, statement: PrivacySpent, secret: int, lr: float, physical_batch: int) -> None:
-        """Args: the guarantee's plan and statement, the secret of its randomness, the rate, the memory bound."""
-        self.plan, self.lr, self._statement, self._secret = plan, lr, statement, secret
+    def __init__(
+        self, plan: DPPlan, *, secret: int, lr: float, physical_batch: int, holds_for: str, void: str | None = None
+    ) -> None:
+        """Args: the plan, the secret of its randomness, rate and memory bound, and what the statement says besides."""
+        self.plan, self.lr, self._secret = plan, lr, secret
+        self._holds_for, self._void = holds_for, void
         self.steps, self.batch = plan.steps, plan.expected_batch
         # A loss's noise must not tell which other images were drawn, so it comes from the secret too
         self.seed = derive(secret, "losses")
@@ -86,7 +90,8 @@ class PrivateUpdate:
     def finish(self) -> dict[str, Any] | None:
         """Detach the hooks; the statement."""
         self._hooks.cleanup()
-        return {**self._statement.as_json(), "examples_without_finite_gradient": self.skipped}
+        statement = self.plan.spent(holds_for=self._holds_for, void=self._void)
+        return {**statement.as_json(), "examples_without_finite_gradient": self.skipped}
 
     def _sum_clipped(self, size: int, losses: Losses) -> float:
         """Sum this process's clipped gradients into ``summed_grad``; returns the sum of its losses."""
@@ -98,7 +103,9 @@ class PrivateUpdate:
             if len(slots) == 0:
                 continue  # diffusers' attention cannot reshape an empty batch
             each = losses(slots)
-            each.sum().backward()
+            with warnings.catch_warnings():  # images need no gradient; torch remarks on that at every hook
+                warnings.filterwarnings("ignore", message="Full backward hook is firing")
+                each.sum().backward()
             self.skipped += self._zero_non_finite()
             self._optimizer.clip_and_accumulate()
             for parameter in self._optimizer.params:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -35,7 +36,6 @@ class PrivacySpent:
         holds_for: the data set that the statement is about.
         not_covered: what was computed on private data without noise.
         void: why the guarantee does not hold; None if it does.
-        groups: epsilon and delta for k copies of one image (group privacy, Dwork & Roth 2014, theorem 2.2).
     """
 
     epsilon: float
@@ -94,14 +94,16 @@ class DPPlan:
             raise UserError(f"dp_sgd.delta: {delta:g} is above 1/n = {1 / n:.2g} for {n} training images")
         from opacus.accountants.utils import get_noise_multiplier
 
-        sigma = get_noise_multiplier(
-            target_epsilon=epsilon,
-            target_delta=delta,
-            sample_rate=expected_batch / n,
-            steps=steps,
-            accountant="prv",
-            epsilon_tolerance=EPSILON_TOLERANCE,
-        )
+        with warnings.catch_warnings():  # about RDP orders that PRV takes for a starting point only
+            warnings.filterwarnings("ignore", message="Optimal order is")
+            sigma = get_noise_multiplier(
+                target_epsilon=epsilon,
+                target_delta=delta,
+                sample_rate=expected_batch / n,
+                steps=steps,
+                accountant="prv",
+                epsilon_tolerance=EPSILON_TOLERANCE,
+            )
         return cls(n, expected_batch, steps, clip, float(sigma), delta)
 
     @property
@@ -116,7 +118,9 @@ class DPPlan:
 
         accountant = PRVAccountant()
         accountant.history = [(self.noise_multiplier, self.sample_rate, self.steps)]
-        return float(accountant.get_epsilon(delta=self.delta))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Optimal order is")
+            return float(accountant.get_epsilon(delta=self.delta))
 
     def batch(self, secret: int, step: int) -> np.ndarray:
         """int64 positions of the step's Poisson batch: each image by its own coin with probability q."""

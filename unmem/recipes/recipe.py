@@ -251,9 +251,14 @@ def _setting(text: str) -> dict[str, Any]:
 
 
 def _overlay(base: Any, over: Any, path: str, problems: list[Problem]) -> Any:
-    """Lay ``over`` on ``base``: mappings merge; a mapping over a list changes its entries by name."""
+    """Lay ``over`` on ``base``: mappings merge; a mapping over a list changes its entries by name.
+
+    A mapping of another ``kind`` replaces the old one, whose fields mean nothing to it.
+    """
     if not isinstance(over, Mapping):
         return over
+    if isinstance(base, Mapping) and "kind" in over and over["kind"] != base.get("kind"):
+        return dict(over)
     if isinstance(base, list):
         names = [_name(part) for part in base]
         for key in over:

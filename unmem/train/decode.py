@@ -92,7 +92,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     else:
         if low < 0 or high > 65535:
             raise _Unusable(f"integer values from {low} to {high}: not within 0..65535")
-        scaled = values / 257
+        scaled = (values.astype(np.uint32) + 128) // 257
         if "transparency" in image.info:
             scaled[values == image.info["transparency"]] = 255
     return Image.fromarray(np.round(scaled).astype(np.uint8))

@@ -142,8 +142,8 @@ class Archive:
         with self._opened(member.key) as archive, archive.open(f"{member.key}.npy") as stream:
             stream.read(member.start)
             for begin in range(0, count, step):
-                data = stream.read(min(step, count - begin) * bytes_each)
-                yield np.frombuffer(data, np.uint8).reshape(-1, *size)
+                rows = min(step, count - begin)
+                yield np.frombuffer(stream.read(rows * bytes_each), np.uint8).reshape(rows, *size)
 
     @contextmanager
     def _opened(self, key: str) -> Iterator[zipfile.ZipFile]:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def number(classes: Sequence[str | int]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """int64 [n] labels of n images, and the names of the classes that occur: numbers by size, then words by alphabet."""
+    """int64 [n] labels of n images, and the names of the classes that occur: numbers in order, then words."""
     names = sorted({str(name) for name in classes}, key=_order)
     where = {name: label for label, name in enumerate(names)}
     return np.array([where[str(name)] for name in classes], dtype=np.int64), tuple(names)

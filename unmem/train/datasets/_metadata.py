@@ -20,7 +20,7 @@ CAPTIONS = ("text", "caption")
 
 @dataclass(frozen=True)
 class Row:
-    """What a metadata file says of one image: the caption and the class, or None; and where it says so."""
+    """What a metadata file, called by its relative path, says of one image: caption and class, or None."""
 
     place: str
     caption: str | None
@@ -42,11 +42,11 @@ def read_metadata(files: Mapping[str, Path]) -> dict[str, Row]:
         if base not in NAMES:
             continue
         for line, record in _csv(path) if base.endswith(".csv") else _jsonl(path):
-            image, row = _row(f"{path}, line {line}", record)
-            image = posixpath.normpath(posixpath.join(folder, image))
+            place = f"{path}, line {line}"
+            image = posixpath.normpath(posixpath.join(folder, _file_name(place, record)))
             if image in rows:
-                raise UserError(f"{row.place}: 'file_name' {image!r} again; first in {rows[image].place}")
-            rows[image] = row
+                raise UserError(f"{place}: 'file_name' {image!r} again; first in {rows[image].place}")
+            rows[image] = Row(f"{name}, line {line}", _caption(place, record), _label(place, record))
     return rows
 
 
@@ -81,16 +81,25 @@ def _encodable(value: Any) -> Any:
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
-def _row(place: str, record: Mapping[str, Any]) -> tuple[str, Row]:
-    """The image's name and the rest, checked."""
+def _file_name(place: str, record: Mapping[str, Any]) -> str:
+    """The image's path, relative to the metadata file."""
     name = record.get("file_name")
     if not isinstance(name, str) or not name:
         raise UserError(f"{place}: needs a 'file_name'; got {name!r}")
-    captions = [record[column] for column in CAPTIONS if record.get(column) is not None]
-    for caption in captions:
-        if not isinstance(caption, str):
-            raise UserError(f"{place}: the caption must be a text; got {caption!r}")
+    return name
+
+
+def _caption(place: str, record: Mapping[str, Any]) -> str | None:
+    """The first caption that the record has."""
+    caption = next((record[column] for column in CAPTIONS if record.get(column) is not None), None)
+    if caption is not None and not isinstance(caption, str):
+        raise UserError(f"{place}: the caption must be a text; got {caption!r}")
+    return caption
+
+
+def _label(place: str, record: Mapping[str, Any]) -> str | int | None:
+    """The class."""
     label = record.get("label")
     if label is not None and not isinstance(label, str | int):
         raise UserError(f"{place}: 'label' must be a text or an integer; got {label!r}")
-    return name, Row(place, captions[0] if captions else None, None if label == "" else label)
+    return None if label == "" else label

@@ -65,7 +65,7 @@ def decode_all(
     kept: list[int] = []
     rejected: list[Rejected] = []
     shapes: Counter[tuple[int, ...]] = Counter()
-    out: np.ndarray | None = None
+    out: np.memmap | None = None
     with (
         atomic(scratch / "pixels.npy") as partial,
         ThreadPoolExecutor(WORKERS) as pool,
@@ -95,7 +95,7 @@ def decode_all(
     return Decoded(np.load(scratch / "pixels.npy", mmap_mode="r")[: len(kept)], kept, rejected)
 
 
-def allocate(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def allocate(path: Path, shape: tuple[int, ...]) -> np.memmap:
     """A new memory-mapped uint8 ``.npy`` file.
 
     Raises:
@@ -104,8 +104,7 @@ def allocate(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     need, free = int(np.prod(shape, dtype=np.int64)), free_bytes(path.parent)
     if need > free:
         raise UserError(f"{path.parent}: the pixels need {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
-    out: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-    return out
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
 
 
 def _first(rejected: list[Rejected]) -> str:

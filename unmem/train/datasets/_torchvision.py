@@ -63,10 +63,9 @@ class TorchvisionSet:
         else:
             images, labels = self._read(self._root(path), split, download=download)
         if images.shape[1:] != self.shape or labels.min() < 0 or labels.max() >= len(self.classes):
-            raise UserError(
-                f"{path}: is not {self.loader}: images of {list(images.shape[1:])}, labels {labels.min()} to "
-                f"{labels.max()}; needs {list(self.shape)} and 0 to {len(self.classes) - 1}"
-            )
+            have = f"images of {list(images.shape[1:])}, labels {labels.min()} to {labels.max()}"
+            need = f"{list(self.shape)} and 0 to {len(self.classes) - 1}"
+            raise UserError(f"{path or self._root(path)}: is not {self.loader}: {have}; needs {need}")
         sources = [f"{self.name}/{split}/{row:05d}" for row in range(len(images))]
         return ImageSet.of(images, sources, labels, self.classes)
 

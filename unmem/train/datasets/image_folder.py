@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-import numpy as np
-
 from unmem.component import Positive, UserError, component
 from unmem.progress import say
 from unmem.train.datasets._files import LocalPath, files_below, read_text, stamp
@@ -63,18 +61,20 @@ class ImageFolder:
         if not images:
             raise UserError(f"{self.path}: holds no image file")
         captions = _captions(images, rows, files)
-        classes = _classes(images, rows)
+        classes = _classes(images, rows, self.path)
         decoded = decode_all(
             images.items(), len(images), scratch, size=self.size, channels=self.channels, origin=str(self.path)
         )
-        sources = list(images)
-        labels: np.ndarray | None = None
-        names: tuple[str, ...] = ()
-        if classes is not None:
-            labels, names = number([classes[i] for i in decoded.kept])
-        kept_captions = None if captions is None else tuple(captions[i] for i in decoded.kept)
-        images_set = ImageSet.of(decoded.images, [sources[i] for i in decoded.kept], labels, names, kept_captions)
-        return images_set, rejected + decoded.rejected
+        kept, sources = decoded.kept, list(images)
+        labels, names = (None, ()) if classes is None else number([classes[i] for i in kept])
+        result = ImageSet.of(
+            decoded.images,
+            [sources[i] for i in kept],
+            labels,
+            names,
+            None if captions is None else tuple(captions[i] for i in kept),
+        )
+        return result, rejected + decoded.rejected
 
 
 def _beside(name: str) -> bool:
@@ -102,20 +102,19 @@ def _captions(images: Mapping[str, Path], rows: Mapping[str, Row], files: Mappin
     return [caption or "" for caption in captions]
 
 
-def _classes(images: Mapping[str, Path], rows: Mapping[str, Row]) -> list[str | int] | None:
+def _classes(images: Mapping[str, Path], rows: Mapping[str, Row], folder: Path) -> list[str | int] | None:
     """Each image's class, or None when they have none."""
     if any(row.label is not None for row in rows.values()):
-        return [_label(name, rows) for name in images]
+        return [_label(name, rows, folder) for name in images]
     outside = sum("/" not in name for name in images)
     if 0 < outside < len(images):
         say(f"image_folder: {outside} of {len(images)} images lie in no sub-folder, so there are no classes")
-    return [name.split("/")[0] for name in images] if not outside else None
+    return None if outside else [name.split("/")[0] for name in images]
 
 
-def _label(name: str, rows: Mapping[str, Row]) -> str | int:
-    """The class that metadata give an image."""
+def _label(name: str, rows: Mapping[str, Row], folder: Path) -> str | int:
+    """The class that the metadata give an image."""
     label = rows[name].label if name in rows else None
     if label is None:
-        where = rows[name].place if name in rows else "the metadata"
-        raise UserError(f"{where}: no 'label' for {name!r}, while other images have one; label all or none")
+        raise UserError(f"{folder}: no 'label' for {name!r} in the metadata; label all images or none")
     return label

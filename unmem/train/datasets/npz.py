@@ -83,5 +83,7 @@ def _column(
     names = [chosen] if chosen is not None else next(iter(present), None)
     if names is None:
         return None
-    columns = [archive.column(name, archive.length(key), dtypes, meaning) for name, key in zip(names, keys, strict=True)]
+    columns = [
+        archive.column(name, archive.length(key), dtypes, meaning) for name, key in zip(names, keys, strict=True)
+    ]
     return np.concatenate(columns)
