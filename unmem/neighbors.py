@@ -84,7 +84,7 @@ def top_k(
         given = given.to(where)
         memory -= points.nbytes
     # Elementwise work goes chunk by chunk, each small enough to stay in a processor's cache.
-    chunk = max(d, min(2**18 if where.type == "cpu" else 2**24, memory // 128))
+    chunk = max(d, min(2**20 if where.type == "cpu" else 2**24, memory // 128))
     _mean("queries", asked, chunk)
     origin = _mean("points", given, chunk).to(where)
 
@@ -194,7 +194,7 @@ def _scan(
     if not product:
         origin = torch.zeros_like(origin)  # from here even the differences to the mean could round
     finfo = torch.finfo(origin.dtype)
-    slack = (d + 8) * finfo.eps / 2
+    slack = (d + 8) * (2**-24 if origin.dtype == torch.float32 else 2**-52)
     slack = slack / (1 - slack) if slack < 1 else math.inf
     a, b, keys = (origin.new_empty(size) for size in ((rows, d), (columns, d), (rows * columns)))
     a_squares = _center(block, origin, a, chunk)
@@ -211,7 +211,7 @@ def _scan(
                 np.matmul(a.numpy(), b[:width].numpy().T, out=key.numpy())
             else:
                 torch.mm(a, b[:width].T, out=key)
-            key += (b_squares * (1 - 2 * slack)).to(key)
+            key += (b_squares * (1 - slack)).to(key)
         else:
             key = torch.cdist(a, b[:width], compute_mode="donot_use_mm_for_euclid_dist")
         key, at = key.topk(min(kept, width), largest=False, sorted=False)

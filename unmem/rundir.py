@@ -47,8 +47,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON, whole or not at all; NaN and infinity are refused (write ``null`` and say why)."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    """Write JSON, whole or not at all; NaN and infinity are refused (write ``null`` and say why).
+
+    Letters beyond ASCII are escaped, so that even broken text, such as a lone surrogate in a caption, survives.
+    """
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -104,11 +104,19 @@ def _rocs(comparison: dict[str, Any]) -> list[Figure]:
     )
     chance = Curve([(max(floors), max(floors)), (1.0, 1.0)], "guide")
     for attack, reports in _of_type(comparison, "membership"):
-        curves = [Curve([(f, t) for f, t in r["roc"]], style[arm]) for arm, r in reports.items() if r.get("roc")]
+        curves = [Curve(_steps(r["roc"]), style[arm]) for arm, r in reports.items() if r.get("roc")]
         if curves:
             caption = "Both axes logarithmic; the left edge is one held-out image. Dashed: chance."
             found.append(_figure(f"ROC of {attack}", caption, x, y, style, reports, curves=[chance, *curves]))
     return found
+
+
+def _steps(points: list[list[float]]) -> list[tuple[float, float]]:
+    """The points of an ROC curve as stairs: between two points nothing better than the first is known."""
+    stairs = [(points[0][0], points[0][1])]
+    for x, y in points[1:]:
+        stairs += [(x, stairs[-1][1]), (x, y)]
+    return stairs
 
 
 def _tradeoffs(comparison: dict[str, Any]) -> list[Figure]:
@@ -163,10 +171,12 @@ def _tradeoff(
     if not extraction:
         guides.append(Curve([(x.low, 0.5), (x.high, 0.5)], "guide"))
     side = "right" if first["better"] == "higher" else "left"
-    caption = f"Best is at the bottom {side}. Dashed: {first['reference_name']}" + (
+    caption = f"Best is at the bottom {side}. Dashed: what real images reach ({first['reference_name']})" + (
         "." if extraction else "; and an AUC of 0.5, chance."
     )
-    return _figure(f"{attack} against quality", caption, x, y, style, [m.name for m in marks], curves=guides, marks=marks)
+    return _figure(
+        f"{attack} against quality", caption, x, y, style, [m.name for m in marks], curves=guides, marks=marks
+    )
 
 
 def _values(marks: list[Mark], axis: str) -> list[float]:
@@ -190,7 +200,9 @@ def _thresholds(comparison: dict[str, Any]) -> list[Figure]:
             for figure, dashes in (("false_positives", " dashed"), ("extracted", "")):
                 line = [(float(point["threshold"]), float(point[figure])) for point in report["curve"]]
                 curves.append(Curve(line, style[arm] + dashes))
-        caption = "Solid: extracted training images. Dashed: held-out images by the same rule. Upright: the threshold used."
+        caption = (
+            "Solid: extracted training images. Dashed: held-out images by the same rule. Upright: the threshold used."
+        )
         found.append(_figure(f"{attack} by threshold", caption, x, y, style, reports, curves=curves))
     return found
 
@@ -284,12 +296,14 @@ def _frame(x: Axis, y: Axis, at: Place) -> Markup:
     drawn.append(Markup('<path class="axis" d="M{} {}V{}H{}"/>').format(left, top, bottom, right))
     middle = (left + right) / 2, (top + bottom) / 2
     drawn.append(
-        Markup('<text class="label" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(middle[0], HEIGHT - 8, x.label)
+        Markup('<text class="label" x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(
+            middle[0], HEIGHT - 8, x.label
+        )
     )
     drawn.append(
-        Markup('<text class="label" transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>').format(
-            middle[1], y.label
-        )
+        Markup(
+            '<text class="label" transform="translate(13 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>'
+        ).format(middle[1], y.label)
     )
     return Markup("").join(drawn)
 
@@ -310,15 +324,18 @@ def _mark(mark: Mark, at: Place) -> Markup:
 
 
 def _names(marks: list[Mark], at: Place) -> list[Markup]:
-    """The marks' names beside them, moved down where two would overlap."""
-    drawn, last = [], -math.inf
-    for mark in sorted(marks, key=lambda m: at(m.x, m.y)[1]):
+    """The marks' names beside them, the lowest first, moved up where two would overlap."""
+    drawn: list[Markup] = []
+    taken: list[tuple[float, float, float]] = []
+    for mark in sorted(marks, key=lambda m: m.y):
         px, py = at(mark.x, mark.y)
-        last = max(py - 7, last + 13)
-        late = px > WIDTH * 0.7
-        drawn.append(
-            Markup('<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(
-                px - 8 if late else px + 8, last, "end" if late else "start", mark.name
-            )
-        )
+        late, width = px > WIDTH * 0.7, 8.0 + 7 * len(mark.name)
+        left, right = (px - width, px) if late else (px, px + width)
+        py -= 7
+        while any(left < end and start < right and abs(py - height) < 12 for start, end, height in taken):
+            py -= 2
+        taken.append((left, right, py))
+        side, x = ("end", px - 8) if late else ("start", px + 8)
+        text = '<text class="name" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>'
+        drawn.append(Markup(text).format(x, py, side, mark.name))
     return drawn

@@ -95,10 +95,18 @@ def plain(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def seconds(value: float | None) -> str:
+    """A duration in seconds."""
+    return NOTHING if value is None else f"{value:,.1f}"
+
+
 def interval(estimate: Mapping[str, Any]) -> str:
-    """An estimate's interval, ``low to high``; empty where there is none."""
+    """An estimate's interval, from low to high; empty where there is none."""
     low, high = estimate["low"], estimate["high"]
-    return "" if None in (low, high) else f"{number(low, high, estimate['value'])} to {number(high, low, estimate['value'])}"
+    if None in (low, high):
+        return ""
+    between = "\N{EN DASH}" if low >= 0 else " to "
+    return f"{number(low, high, estimate['value'])}{between}{number(high, low, estimate['value'])}"
 
 
 def counts(estimate: Mapping[str, Any]) -> str:
@@ -114,14 +122,14 @@ def _percent(estimate: Mapping[str, Any]) -> str:
     if None in (estimate["low"], estimate["high"]):
         return ""
     decimals = 2 if estimate["n"]["trials"] >= 10_000 else 1
-    return f"{100 * estimate['low']:.{decimals}f}% to {100 * estimate['high']:.{decimals}f}%"
+    return f"{100 * estimate['low']:.{decimals}f}\N{EN DASH}{100 * estimate['high']:.{decimals}f}%"
 
 
 # The table of arms.
 
 _FIGURES = {
     "extracted": "extracted",
-    "extracted_planted": "planted, extracted",
+    "extracted_planted": "planted",
     "false_positives": "false positives",
     "auc": "AUC",
     "auc_as_trained": "AUC, as trained",
@@ -199,7 +207,7 @@ def _columns(comparison: dict[str, Any]) -> list[Column]:
         for name, arm in arms.items()
     }
     epsilon = {name: _epsilon(arm["privacy"]) for name, arm in arms.items()}
-    seconds = {name: Cell(number(arm["seconds"].get("train"))) for name, arm in arms.items()}
+    spent_on = {name: Cell(seconds(arm["seconds"].get("train"))) for name, arm in arms.items()}
     columns = [Column("training", "images", trained)]
     for attack, reports in parts(comparison, "attacks").items():
         if not _is_control(reports):
@@ -208,7 +216,7 @@ def _columns(comparison: dict[str, Any]) -> list[Column]:
         *columns,
         *_quality_columns(comparison),
         Column("proven", "\N{GREEK SMALL LETTER EPSILON} for one image", epsilon),
-        Column("cost", "training, s", seconds),
+        Column("cost", "training, s", spent_on),
     ]
 
 
@@ -216,7 +224,9 @@ def _controls(comparison: dict[str, Any]) -> list[Column]:
     """Attacks that say whether the others can be believed."""
     attacks = parts(comparison, "attacks").items()
     arms = comparison["arms"]
-    return [column for name, reports in attacks if _is_control(reports) for column in _attack_columns(name, reports, arms)]
+    return [
+        column for name, reports in attacks if _is_control(reports) for column in _attack_columns(name, reports, arms)
+    ]
 
 
 def _is_control(reports: dict[str, Any]) -> bool:
@@ -248,9 +258,9 @@ def _quality_columns(comparison: dict[str, Any]) -> list[Column]:
     for name, reports in parts(comparison, "quality").items():
         first = next(iter(reports.values()))
         cells = {arm: _cell(reports[arm]["estimate"] if arm in reports else None) for arm in comparison["arms"]}
-        below = f"{first['better']} is better; real images: {number(first['reference'])}"
+        below = f"{first['better']} is better; real: {number(first['reference'])}"
         note = f"Real images: {first['reference_name']}."
-        cells = {arm: replace(cell, note=f"{note} {_sentence(cell.note)}".strip()) for arm, cell in cells.items()}
+        cells = {arm: replace(cell, note=f"{note} {cell.note}".strip()) for arm, cell in cells.items()}
         columns.append(Column("quality", name, cells, below))
     return columns
 
@@ -284,7 +294,7 @@ def _epsilon(spent: Mapping[str, Any] | None) -> Cell:
         return Cell("none")
     if spent["void"]:
         return Cell("void", "", _sentence(f"no guarantee: {spent['void']}"))
-    return Cell(number(spent["epsilon"]), f"at \N{GREEK SMALL LETTER DELTA} = {plain(spent['delta'])}")
+    return Cell(plain(spent["epsilon"]), f"at \N{GREEK SMALL LETTER DELTA} = {plain(spent['delta'])}")
 
 
 def _brief(comparison: dict[str, Any], arm: str) -> dict[str, str]:
@@ -345,7 +355,12 @@ def _check(comparison: Any, place: str) -> None:
     if not isinstance(comparison, dict) or comparison.get("schema") != 1:
         raise UserError(f"{place}: not a comparison of schema 1")
     missing = [key for key in _NEEDED if key not in comparison]
-    missing += [f"arms.{name}.{key}" for name, arm in comparison.get("arms", {}).items() for key in _NEEDED_OF_ARM if key not in arm]
+    missing += [
+        f"arms.{name}.{key}"
+        for name, arm in comparison.get("arms", {}).items()
+        for key in _NEEDED_OF_ARM
+        if key not in arm
+    ]
     if missing:
         raise UserError(f"{place}: damaged (it has no {missing[0]!r}); run the recipe again")
 
@@ -403,8 +418,14 @@ def _differences(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for name in dict.fromkeys(name for found in arms.values() for name in found):
         attack, _, figure = name.partition(".")
-        cells = {arm: (_cell(found[name]), _sign(found[name]), counts(found[name])) for arm, found in arms.items() if name in found}
-        rows.append({"attack": attack, "figure": _title(figure), "cells": cells})
+        cells = {
+            arm: (_cell(found[name]), _sign(found[name]), counts(found[name]))
+            for arm, found in arms.items()
+            if name in found
+        }
+        shared = {counted for _, _, counted in cells.values()}
+        one = shared.pop() if len(shared) == 1 else ""
+        rows.append({"attack": attack, "figure": _title(figure), "counts": one, "cells": cells})
     return rows
 
 
@@ -419,7 +440,9 @@ def _estimates(comparison: dict[str, Any]) -> list[dict[str, Any]]:
     """Every estimate of every arm with its counts and note."""
     rows = []
     for arm, found in comparison["arms"].items():
-        named = {f"{name}.{key}": e for name, report in found["attacks"].items() for key, e in report["estimates"].items()}
+        named = {
+            f"{name}.{key}": e for name, report in found["attacks"].items() for key, e in report["estimates"].items()
+        }
         named |= {name: report["estimate"] for name, report in found["quality"].items()}
         rows += [{"arm": arm, "name": name, "cell": _cell(e), "counts": counts(e)} for name, e in named.items()]
     return rows
@@ -486,7 +509,12 @@ def _without_sources(report: dict[str, Any]) -> dict[str, Any]:
 def _without_pictures(group: dict[str, Any]) -> dict[str, Any]:
     """A dropped group with the ids' hashes alone."""
     shown = [{"id": _hash(entry["id"]), "distance": entry["distance"]} for entry in group["shown"]]
-    return {"kept": _hash(group["kept"]), "mitigation": group["mitigation"], "dropped": group["dropped"], "shown": shown}
+    return {
+        "kept": _hash(group["kept"]),
+        "mitigation": group["mitigation"],
+        "dropped": group["dropped"],
+        "shown": shown,
+    }
 
 
 def _hash(name: str) -> str:
@@ -504,7 +532,7 @@ def _environment(**options: Any) -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, keep_trailing_newline=True, **options,
     )  # fmt: skip
-    filters: list[Callable[..., str]] = [number, plain]
+    filters: list[Callable[..., str]] = [number, plain, seconds]
     made.filters |= {function.__name__: function for function in filters}
     return made
 

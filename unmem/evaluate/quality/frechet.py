@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
+from pydantic import Field
 
 from unmem.component import Positive, build, component
 from unmem.evaluate.audit import Audit
@@ -29,7 +30,7 @@ class Features(Protocol):
 class Frechet:
     """Fréchet distance of features (Heusel et al. 2017) to the held-out images; lower is better.
 
-    Moments in float64. The interval is the basic bootstrap over samples and held-out images. ``floor`` is the distance
+    Moments in float64. The interval is normal, with the bootstrap's standard error over samples and held-out images. ``floor`` is the distance
     between members and held-out images: what a perfect model would reach. Moments of few images in many dimensions
     are biased upward, so compare only equal numbers.
 
@@ -43,7 +44,7 @@ class Frechet:
 
     samples: Positive
     features: dict[str, Any] = field(default_factory=lambda: {"kind": "random_convolutions"})
-    resamples: Positive = 100
+    resamples: Annotated[int, Field(ge=2)] = 100
     confidence: float = 0.95
 
     needs_labels: ClassVar[bool] = False
@@ -53,6 +54,8 @@ class Frechet:
 
     def measure(self, samples: np.ndarray, labels: np.ndarray | None, audit: Audit, seed: int) -> Measured:
         """The distance of ``samples`` (uint8 [n, h, w, c]) to the held-out images."""
+        from scipy.stats import norm
+
         extract = self._extractor()
         generated, real = extract(samples), extract(audit.nonmember_images.images())
         value = frechet_distance(generated, real)
@@ -61,12 +64,11 @@ class Frechet:
             frechet_distance(generated[rng.integers(0, len(generated), len(generated))], real[rng.integers(0, len(real), len(real))])
             for _ in range(self.resamples)
         ]
-        low, high = np.quantile(resampled, [(1 - self.confidence) / 2, (1 + self.confidence) / 2])
-        # resampling repeats images, which lowers ranks and raises the distance: reflect about the estimate
-        estimate = Estimate(
-            value, max(0.0, 2 * value - float(high)), max(0.0, 2 * value - float(low)),
-            {"samples": len(generated), "real": len(real)}, f"features: {self.features['kind']}",
-        )  # fmt: skip
+        # resampling repeats images, which shifts the distance upward: take its spread, not its place
+        reach = float(norm.ppf((1 + self.confidence) / 2) * np.std(resampled, ddof=1))
+        counts = {"samples": len(generated), "real": len(real)}
+        note = f"features: {self.features['kind']}"
+        estimate = Estimate(value, max(0.0, value - reach), value + reach, counts, note)
         floor = frechet_distance(extract(audit.member_images.images()), real)
         return Measured(estimate, better="lower", reference=floor, reference_name="members against held-out images")
 

@@ -1,0 +1,155 @@
+"""Laws over every component that is found, so that a new file is held to them without being named here."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from unmem.component import Kind, UserError, build, dump, kinds
+from unmem.evaluate.audit import Audit
+from unmem.evaluate.results import Distances, Matches, Scores
+from unmem.recipes.recipe import ROOMS, load, shipped
+from unmem.rng import stream
+
+ALL = [pytest.param(room, kind, id=f"{room}/{kind.name}") for room, p in ROOMS.items() for kind in kinds(p).values()]
+IN_ROOM = {room: list(kinds(package).values()) for room, package in ROOMS.items()}
+
+# what a component's required fields may be in a test; everything else is at its default
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "image_folder": {"path": "somewhere"},
+    "npz": {"path": "somewhere.npz"},
+    "huggingface": {"path": "somewhere"},
+    "unet": {"channels": [8, 16]},
+    "dp_sgd": {"epsilon": 8.0, "delta": 1e-5},
+    "generate_and_filter": {"samples": 40},
+    "nearest_distance": {"samples": 40},
+    "frechet": {"samples": 40},
+    "classifier": {"samples": 40, "steps": 60},
+    "pipeline": {"path": "somewhere", "images": "somewhere.npy"},
+}
+
+
+def example(room: str, kind: Kind) -> Any:
+    problems: list[Any] = []
+    built = build(ROOMS[room], {"kind": kind.name, **EXAMPLES.get(kind.name, {})}, "test", problems)
+    assert not problems, problems
+    return built
+
+
+@pytest.mark.parametrize(("room", "kind"), ALL)
+def test_a_component_is_frozen_strict_documented_and_round_trips(room: str, kind: Kind) -> None:
+    built = example(room, kind)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(built, next(iter(dump(built)), "anything"), 1)
+    problems: list[Any] = []
+    assert build(ROOMS[room], {"kind": kind.name, **dump(built), "no_such_field": 1}, "test", problems) is None
+    assert "unknown field" in problems[0].message
+    again = build(ROOMS[room], {"kind": kind.name, **dump(built)}, "test", [])
+    assert again == built
+    assert kind.summary.endswith((".", ";", ",")) or len(kind.summary) > 20, kind.summary
+    documented = set(re.findall(r"^\s{4}(\w+): ", inspect.getdoc(type(built)) or "", re.MULTILINE))
+    assert set(dump(built)) <= documented, f"undocumented: {set(dump(built)) - documented}"
+    methods = {name: getattr(type(built), name) for name in vars(type(built)) if not name.startswith("_")}
+    assert all(inspect.getdoc(method) for method in methods.values() if callable(method))
+
+
+@pytest.mark.parametrize("kind", [k for k in IN_ROOM["mitigations"] if hasattr(k.load(), "apply")], ids=lambda k: k.name)
+def test_a_data_mitigation_accounts_for_every_image(kind: Kind, audit: Audit) -> None:
+    mitigation, data = example("mitigations", kind), audit.training
+    kept, ledger = mitigation.apply(data, stream(0, "contract"))
+    assert len(kept) >= 1
+    assert set(kept.ids) | {entry.id for entry in ledger} == set(data.ids)
+    assert len(kept) + len(ledger) == len(data)
+    assert {entry.kept for entry in ledger} <= set(kept.ids)
+    again, same = mitigation.apply(data, stream(0, "contract"))
+    assert (again.ids, same) == (kept.ids, ledger)
+    alone, nothing = mitigation.apply(data.take(np.array([0])), stream(0, "contract"))
+    assert (len(alone), nothing) == (1, [])
+
+
+class Stranger:
+    """A target that has never seen any image of the audit: noise for samples, noise for losses."""
+
+    access = frozenset({"samples", "losses", "gradients"})
+
+    def samples(self, count: int) -> np.ndarray:
+        return stream(1, "samples").integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+
+    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
+        return (eps.astype(np.float64) ** 2).mean((1, 2, 3))
+
+
+@pytest.mark.parametrize("kind", IN_ROOM["attacks"], ids=lambda k: k.name)
+def test_an_attack_repeats_itself_and_finds_nothing_where_there_is_nothing(kind: Kind, audit: Audit) -> None:
+    from unmem.evaluate.analysis import Compare, analyse
+
+    attack, target = example("attacks", kind), Stranger()
+    assert attack.needs <= {"samples", "losses", "gradients"}
+    result = attack.run(target, audit, 3)
+    for name, array in vars(result).items():
+        np.testing.assert_array_equal(array, getattr(attack.run(target, audit, 3), name))
+        assert np.isfinite(array).all(), name
+    report = analyse(result, audit, frozenset(), Compare(confidence=0.999), 0)
+    for name, estimate in report["estimates"].items():
+        assert estimate["n"], name
+        if estimate["value"] is None:
+            assert estimate["note"], name
+        else:
+            assert estimate["low"] <= estimate["value"] <= estimate["high"], name
+    if isinstance(result, Scores) and kind.name != "blind":
+        assert report["estimates"]["auc"]["low"] <= 0.5 <= report["estimates"]["auc"]["high"]
+    if isinstance(result, Matches):
+        assert report["estimates"]["extracted"]["value"] == 0
+    if isinstance(result, Distances):
+        estimate = report["estimates"]["nearer_to_training"]
+        assert estimate["low"] <= 0.5 <= estimate["high"]
+
+
+@pytest.mark.parametrize("kind", IN_ROOM["features"], ids=lambda k: k.name)
+def test_features_have_the_promised_shape(kind: Kind) -> None:
+    extract = example("features", kind)
+    images = stream(0, "features").integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    try:
+        features = extract(images)
+    except UserError as error:  # weights that are not on this machine: a clear message is the contract
+        assert "random_convolutions" in str(error)
+        return
+    assert features.shape == (5, extract.dimension)
+    assert features.dtype == np.float64
+    np.testing.assert_allclose(extract(images[2:3]), features[2:3], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", IN_ROOM["quality"], ids=lambda k: k.name)
+def test_quality_prefers_real_images_to_noise(kind: Kind, audit: Audit) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    measure = example("quality", kind)
+    labels = audit.member_images.labels if measure.needs_labels else None
+    real = measure.measure(audit.member_images.images(), labels, audit, 0)
+    noise = measure.measure(Stranger().samples(40), labels, audit, 0)
+    for measured in (real, noise):
+        estimate = measured.estimate
+        assert estimate.low is not None
+        assert estimate.low <= estimate.value <= estimate.high
+        assert measured.reference_name
+    better = real.estimate.value < noise.estimate.value
+    assert better if real.better == "lower" else real.estimate.value > noise.estimate.value
+    again = measure.measure(Stranger().samples(40), labels, audit, 0)
+    assert again == noise
+
+
+@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("smoke", [False, True])
+def test_a_shipped_recipe_is_valid_has_a_smoke_section_and_a_header(name: str, smoke: bool) -> None:
+    recipe = load(name, smoke=smoke)
+    assert recipe.run_name.startswith(f"{name}-smoke-" if smoke else f"{name}-")
+    header = shipped()[name].read_text().split("schema:")[0]
+    assert f"unmem run {name}" in header
+    assert "not yet measured" in header or "docs/results" in header
+    assert (load(name, smoke=True).resolved != load(name).resolved) is True
