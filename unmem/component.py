@@ -119,7 +119,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f", did you mean {near[0]!r}?" if near else ""
 
 
-def build(package: str, spec: Any, path: str, problems: list[Problem]) -> Any:
+def build(package: str, spec: Any, path: str, problems: list[Problem], beside: Iterable[str] = ()) -> Any:
     """Turn ``{kind: near_duplicates, hash: phash}`` into a component.
 
     Args:
@@ -127,6 +127,7 @@ def build(package: str, spec: Any, path: str, problems: list[Problem]) -> Any:
         spec: a mapping with ``kind`` and the component's fields.
         path: the place in the configuration, for messages.
         problems: receives what is wrong; then the result is ``None``.
+        beside: names that the same mapping may hold for somebody else; for messages.
     """
     if not isinstance(spec, Mapping) or not isinstance(spec.get("kind"), str):
         problems.append(Problem(path, f"needs a mapping with a 'kind'; got {spec!r}; have {', '.join(kinds(package))}"))
@@ -136,10 +137,12 @@ def build(package: str, spec: Any, path: str, problems: list[Problem]) -> Any:
     except UserError as error:
         problems.append(Problem(f"{path}.kind", str(error)))
         return None
-    return validate(cls, {key: value for key, value in spec.items() if key != "kind"}, path, problems)
+    return validate(cls, {key: value for key, value in spec.items() if key != "kind"}, path, problems, beside)
 
 
-def validate(cls: type[T], options: Any, path: str, problems: list[Problem]) -> T | None:
+def validate(
+    cls: type[T], options: Any, path: str, problems: list[Problem], beside: Iterable[str] = ()
+) -> T | None:
     """Build ``cls`` from plain data; what is wrong is appended to ``problems``, field by field."""
     if not isinstance(options, Mapping):
         problems.append(Problem(path, f"needs a mapping of {', '.join(field_names(cls))}; got {options!r}"))
@@ -147,7 +150,8 @@ def validate(cls: type[T], options: Any, path: str, problems: list[Problem]) -> 
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(options))
     except pydantic.ValidationError as error:
-        problems.extend(_explain(cls, detail, path) for detail in error.errors())
+        known = [*field_names(cls), *beside]
+        problems.extend(_explain(known, detail, path) for detail in error.errors())
         return None
 
 
@@ -162,12 +166,11 @@ def field_names(cls: type[Any]) -> list[str]:
     return list(getattr(cls, "__dataclass_fields__", {}))
 
 
-def _explain(cls: type[Any], detail: Any, path: str) -> Problem:
+def _explain(known: list[str], detail: Any, path: str) -> Problem:
     """One pydantic error in the words of this project."""
     place = ".".join([path, *(str(part) for part in detail["loc"])]).strip(".")
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         name = str(detail["loc"][-1])
-        known = field_names(cls)
         return Problem(place, f"unknown field{suggest(name, known)}; have {', '.join(known) or 'no fields'}")
     if detail["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return Problem(place, "is required")

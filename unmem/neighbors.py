@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 _DTYPES = ("uint8", "float16", "float32", "float64")
-_LIMIT = 1e15  # a row's squares, each below its square, add up far below float32's overflow
+_LIMIT = 1e15  # the squares of a row of smaller numbers add up far below float32's overflow
 
 
 class Neighbors(NamedTuple):
@@ -35,7 +35,7 @@ def top_k(
 ) -> Neighbors:
     """Find the ``k`` points nearest to each query by plain Euclidean distance.
 
-    A float32 matrix product ranks all points and keeps a few more than ``k`` of them; their distances are then
+    A float32 matrix product ranks all points and keeps a few more than ``k`` of them, whose distances are then
     computed from the differences, in float64. The product comes with a proven bound on its rounding error, and
     a query for which the bound cannot rule out that a point left out is among the nearest is done again with a
     float64 product, then, if that does not settle it either, from the differences to every point. So the answer
@@ -47,7 +47,7 @@ def top_k(
         queries: [q, d], uint8, float16, float32 or float64; may be a memory map.
         points: [n, d], likewise, in the same units; the types may differ.
         k: How many neighbors to find, 1 to n.
-        memory: The most bytes to hold beyond inputs and outputs (a matrix library's own workspace, a few MiB,
+        memory: The most bytes to hold beyond inputs and outputs (a matrix library's own workspace, some MiB,
             comes on top). On another device than the CPU it pays for a copy of ``points`` there, if that
             takes no more than half of it.
         device: Where to compute, as torch names it: ``cpu``, ``cuda``, ``cuda:1``.
@@ -74,9 +74,9 @@ def top_k(
     if not 1 <= k <= n:
         raise ValueError(f"k must be 1 to {n}, the number of points, got {k}")
     kept = min(n, k + max(8, k // 4))  # more of them settle more queries at once, but each costs a distance
-    least = 64 * d + 256 * kept + 16 * q + 256
+    least = 128 * d + 512 * kept + 32 * q + 4096
     if memory < least:
-        raise ValueError(f"memory must be at least {least} bytes for this q, d and k, got {memory}")
+        raise ValueError(f"memory must be at least {least} bytes for such q, d and k, got {memory}")
 
     where = torch.device(device)
     asked, given = _wrap(queries), _wrap(points)
@@ -85,25 +85,118 @@ def top_k(
         memory -= points.nbytes
     # Elementwise work goes chunk by chunk, each small enough to stay in a processor's cache.
     chunk = max(d, min(2**20 if where.type == "cpu" else 2**24, memory // 128))
+    memory -= 32 * chunk + 16 * q
     _mean("queries", asked, chunk)
     origin = _mean("points", given, chunk).to(where)
 
-    distances, indices = np.empty((q, k), np.float32), np.empty((q, k), np.int64)
+    found = Neighbors(np.empty((q, k), np.float32), np.empty((q, k), np.int64))
     pending = torch.arange(q)
     with _full_precision(), torch.inference_mode(), torch.autocast(where.type, enabled=False):
         for dtype, product in ((torch.float32, True), (torch.float64, True), (torch.float64, False)):
-            size = _tile(len(pending), n, d, kept, dtype.itemsize, memory - 32 * chunk - 16 * q)
-            unsettled = []
-            for rows in pending.split(size[0]):
-                block = asked[rows].to(where)
-                near, others = _scan(block, given, kept, size[1], origin.to(dtype), product, chunk)
-                exact, near = _rank(block, given, near, chunk)
-                distances[rows], indices[rows] = exact[:, :k].float().cpu(), near[:, :k].cpu()
-                unsettled.append(rows[(exact[:, k - 1] * (1 - 2**-24) > others).cpu()])
-            pending = torch.cat(unsettled)
-            if not len(pending):
-                break
-    return Neighbors(distances, indices)
+            if len(pending):
+                search = _Search(asked, given, pending, kept, origin.to(dtype), product, chunk, memory)
+                pending = search.run(found)
+                del search  # its memory is the next one's
+    return found
+
+
+class _Search:
+    """One pass over all points for some of the queries, by matrix products or, without, by differences."""
+
+    def __init__(
+        self,
+        queries: torch.Tensor,
+        points: torch.Tensor,
+        pending: torch.Tensor,
+        kept: int,
+        origin: torch.Tensor,
+        product: bool,
+        chunk: int,
+        memory: int,
+    ) -> None:
+        import torch
+
+        self.queries, self.points, self.pending, self.kept, self.chunk = queries, points, pending, kept, chunk
+        # Without products nothing is gained from an origin amid the points, and taking it off could round.
+        self.origin = origin if product else torch.zeros_like(origin)
+        self.product = product
+        q, n, d, size = len(pending), len(points), len(origin), origin.itemsize
+        # It is cheaper to choose from many points at once, and to multiply by no more than stay in the cache.
+        scratch = 16 * torch.get_num_threads()
+        self.columns = max(1, min(n, memory // (2 * (size * min(q, 4096) + scratch))))
+        self.step = max(1, min(self.columns, 2048, memory // (8 * d * size)))
+        row = size * (self.columns + self.step + d) + queries.itemsize * d + 80 * kept + 64
+        rest = memory - scratch * self.columns - size * self.step * d
+        self.rows = max(1, min(q, rest // row))
+        self.a, self.b, self.keys = (
+            _buffer(origin, *shape) for shape in ((self.rows, d), (self.step, d), (self.rows * self.columns,))
+        )
+
+    def run(self, found: Neighbors) -> torch.Tensor:
+        """Write down the neighbors of each pending query, and return the queries that are not settled."""
+        import torch
+
+        k = found.indices.shape[1]
+        unsettled = []
+        for rows in torch.split(self.pending, self.rows):
+            block = self.queries[rows].to(self.origin.device)
+            near, others = self._choose(block)
+            exact, near = _rank(block, self.points, near, self.chunk)
+            found.distances[rows], found.indices[rows] = exact[:, :k].float().cpu(), near[:, :k].cpu()
+            unsettled.append(rows[(exact[:, k - 1] * (1 - 2**-24) > others).cpu()])
+        return torch.cat(unsettled)
+
+    def _choose(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Candidates for each query, and a distance below which no other point is.
+
+        With a and b a query and a point as seen from the origin, in d dimensions and arithmetic of unit roundoff
+        u, |b|² - 2ab is computed to within s (2|a||b| + |b|²), s = (d + 8) u / (1 - (d + 8) u), in whatever
+        order the product is summed, the rounding of a and b included. As 2|a||b| is at most |a|² + |b|²,
+        """
+        import torch
+
+        n, d = self.points.shape
+        slack = (d + 8) * (2**-24 if self.origin.dtype == torch.float32 else 2**-52)
+        slack = slack / (1 - slack) if slack < 1 else math.inf
+        a = self.a[: len(block)]
+        a_squares = self._center(block, a)
+        a *= -2 if self.product else 1
+        times = _product(a)
+        best = self.origin.new_empty(len(block), 0)
+        near = torch.empty(best.shape, dtype=torch.int64, device=best.device)
+        for start in range(0, n, self.columns):
+            width = min(self.columns, n - start)
+            keys = self.keys[: len(block) * width].view(len(block), width)
+            for part, key in zip(
+                torch.split(self.points[start : start + width], self.step),
+                torch.split(keys, self.step, 1),
+                strict=True,
+            ):
+                b = self.b[: len(part)]
+                b_squares = self._center(part, b)
+                if not self.product:
+                    key.copy_(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist"))
+                    continue
+                torch.add(times(b), (b_squares * (1 - slack)).to(key), out=key)
+            key, at = keys.topk(min(self.kept, width), sorted=False, largest=False)
+            best, near = torch.cat([best, key], 1), torch.cat([near, at.add_(start)], 1)
+            best, at = best.topk(min(self.kept, best.shape[1]), sorted=False, largest=False)
+            near = near.gather(1, at)
+        if self.kept == n or not self.product:
+            return near, torch.full_like(a_squares, math.inf)
+        others = best.amax(1).double() + a_squares * (1 - slack) - d * torch.finfo(best.dtype).tiny
+        return near, others.clamp_(min=0).sqrt_()
+
+    def _center(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """Write the rows as seen from the origin to ``out``, and return their squared lengths, in float64."""
+        import torch
+
+        step = max(1, self.chunk // len(self.origin))
+        squares = []
+        for part, target in zip(torch.split(rows, step), torch.split(out, step), strict=True):
+            torch.sub(part.to(out.device), self.origin, out=target)
+            squares.append(torch.linalg.vector_norm(target, dim=1, dtype=torch.float64).square_())
+        return torch.cat(squares)
 
 
 def _wrap(array: npt.NDArray[Any]) -> torch.Tensor:
@@ -115,13 +208,31 @@ def _wrap(array: npt.NDArray[Any]) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
+def _buffer(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Memory to write to: on the CPU NumPy's, which comes in huge pages, several times sooner in use."""
+    import torch
+
+    if like.is_cpu:
+        return torch.from_numpy(np.empty(shape, str(like.dtype).removeprefix("torch.")))
+    return like.new_empty(shape)
+
+
+def _product(a: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function of b that is the matrix product of a and b's transpose."""
+    import torch
+
+    if a.is_cpu and a.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        packed = a.to_mkldnn()  # on AMD, oneDNN is a fifth faster than the MKL behind torch.mm
+        return lambda b: torch.nn.functional.linear(packed, b.to_mkldnn()).to_dense()
+    return lambda b: torch.mm(a, b.T)
+
+
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """Have float32 multiplied as float32: with TF32 or bfloat16 the error bound does not hold."""
     import torch
 
-    matmuls = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
-    if not all(hasattr(matmul, "fp32_precision") for matmul in matmuls):  # before torch 2.9
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9
         legacy = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")
         try:
@@ -129,105 +240,36 @@ def _full_precision() -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(legacy)
         return
-    before = [matmul.fp32_precision for matmul in matmuls]
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    before = [backend.fp32_precision for backend in backends]
     try:
-        for matmul in matmuls:
-            matmul.fp32_precision = "ieee"
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        for matmul, precision in zip(matmuls, before, strict=True):
-            matmul.fp32_precision = precision
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def _mean(name: str, rows: torch.Tensor, chunk: int) -> torch.Tensor:
     """The mean row in float32, once every value is known to be fit for use."""
-    total = rows.new_zeros(rows.shape[1]).float()
-    for part in rows.split(max(1, chunk // rows.shape[1])):
+    import torch
+
+    total = torch.zeros(rows.shape[1], device=rows.device)
+    for part in torch.split(rows, max(1, chunk // rows.shape[1])):
         part = part.float()
-        low, high = part.aminmax()
+        low, high = part.aminmax() if len(part) else (total, total)
         if not (low > -_LIMIT and high < _LIMIT):
             bad = part[~(part.abs() < _LIMIT)][0].item()
             raise ValueError(f"{name} must be finite and below {_LIMIT:g} in magnitude, got {bad:g}")
         total += part.sum(0)
-    return total / max(1, len(rows))
-
-
-def _tile(q: int, n: int, d: int, kept: int, itemsize: int, memory: int) -> tuple[int, int]:
-    """How many queries and how many points to multiply at a time."""
-    row = d * (itemsize + 8) + 80 * kept + 64
-    side = int((math.sqrt(row**2 + itemsize * memory) - row) / itemsize)  # side² itemsize + 2 side row = memory
-    rows = max(1, min(q, side))
-    return rows, max(1, min(n, (memory - rows * row) // (rows * itemsize + row)))
-
-
-def _center(rows: torch.Tensor, origin: torch.Tensor, out: torch.Tensor, chunk: int) -> torch.Tensor:
-    """Write the rows as seen from the origin to ``out``, and return their squared lengths, in float64."""
-    import torch
-
-    step = max(1, chunk // len(origin))
-    squares = torch.empty(len(rows), dtype=torch.float64, device=out.device)
-    for part, target, square in zip(rows.split(step), out.split(step), squares.split(step), strict=True):
-        torch.sub(part.to(out.device), origin, out=target)
-        torch.linalg.vector_norm(target, dim=1, dtype=torch.float64, out=square).square_()
-    return squares
-
-
-def _scan(
-    block: torch.Tensor,
-    points: torch.Tensor,
-    kept: int,
-    columns: int,
-    origin: torch.Tensor,
-    product: bool,
-    chunk: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Choose ``kept`` candidates for each query, and a distance below which there is no other point.
-
-    With a and b a query and a point as seen from the origin, in d dimensions and arithmetic of unit roundoff u,
-    the computed |b|² - 2ab is off by at most s (|b|² + 2|a||b|), s = (d + 8) u / (1 - (d + 8) u), whatever the
-    order of summation and with the rounding of a, b and |b|² included; as 2|a||b| is at most |a|² + |b|²,
-    subtracting s (|a|² + 2|b|²) makes a lower bound on the true |a - b|² - |a|², by which points are chosen.
-    """
-    import torch
-
-    (rows, d), n = block.shape, len(points)
-    if not product:
-        origin = torch.zeros_like(origin)  # from here even the differences to the mean could round
-    finfo = torch.finfo(origin.dtype)
-    slack = (d + 8) * (2**-24 if origin.dtype == torch.float32 else 2**-52)
-    slack = slack / (1 - slack) if slack < 1 else math.inf
-    a, b, keys = (origin.new_empty(size) for size in ((rows, d), (columns, d), (rows * columns)))
-    a_squares = _center(block, origin, a, chunk)
-    if product:
-        a *= -2
-    best = origin.new_empty(rows, 0)
-    near = torch.empty(rows, 0, dtype=torch.int64, device=origin.device)
-    for start, part in zip(range(0, n, columns), points.split(columns), strict=True):
-        width = len(part)
-        b_squares = _center(part, origin, b[:width], chunk)
-        if product:
-            key = keys[: rows * width].view(rows, width)
-            if key.is_cpu:  # NumPy's BLAS is the faster one on AMD, and no setting makes it round to bfloat16
-                np.matmul(a.numpy(), b[:width].numpy().T, out=key.numpy())
-            else:
-                torch.mm(a, b[:width].T, out=key)
-            key += (b_squares * (1 - slack)).to(key)
-        else:
-            key = torch.cdist(a, b[:width], compute_mode="donot_use_mm_for_euclid_dist")
-        key, at = key.topk(min(kept, width), largest=False, sorted=False)
-        best, near = torch.cat([best, key], 1), torch.cat([near, at.add_(start)], 1)
-        best, at = best.topk(min(kept, best.shape[1]), largest=False, sorted=False)
-        near = near.gather(1, at)
-    if kept == n or not product:
-        return near, torch.full_like(a_squares, math.inf)
-    others = best.amax(1).double() + a_squares * (1 - slack) - d * finfo.tiny
-    return near, others.clamp_(min=0).sqrt_()
+    return total / len(rows)
 
 
 def _rank(
     block: torch.Tensor, points: torch.Tensor, near: torch.Tensor, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The candidates' distances, from the differences in float64, ascending, and the candidates in that order."""
+    """The candidates' distances, ascending, from the differences in float64, and the candidates in that order."""
     import torch
 
     near = near.sort(dim=1).values
@@ -236,18 +278,14 @@ def _rank(
     wide = min(near.shape[1], max(1, chunk // d))
     tall = max(1, chunk // (wide * d))
     # Written to again and again: fresh memory would cost more than the arithmetic.
-    taken = points.new_empty(tall * wide, d)
-    differences = exact.new_empty(tall * wide, d)
+    taken, differences = points.new_empty(tall * wide, d), exact.new_empty(tall * wide, d)
     for i in range(0, len(block), tall):
         query = block[i : i + tall, None].double()
         for j in range(0, near.shape[1], wide):
             chosen = near[i : i + tall, j : j + wide]
             count = chosen.numel()
             torch.index_select(points, 0, chosen.flatten().to(points.device), out=taken[:count])
-            shape = (*chosen.shape, d)
-            difference = torch.sub(
-                taken[:count].view(shape).to(query.device), query, out=differences[:count].view(shape)
-            )
+            difference = differences[:count].copy_(taken[:count]).view(*chosen.shape, d).sub_(query)
             exact[i : i + tall, j : j + wide] = torch.linalg.vector_norm(difference, dim=2)
     exact, order = exact.sort(dim=1, stable=True)
     return exact, near.gather(1, order)

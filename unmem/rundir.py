@@ -153,7 +153,7 @@ def provenance(arguments: list[str], device: str) -> dict[str, Any]:
     """What was typed, which code and packages ran, on what kind of machine; no paths, no host name."""
     versions = {name: _version(name) for name in PACKAGES}
     return {
-        "command": ["unmem", *arguments],
+        "command": ["unmem", *(_without_folder(argument) for argument in arguments)],
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "packages": {name: version for name, version in versions.items() if version},
@@ -161,6 +161,12 @@ def provenance(arguments: list[str], device: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": device,
     }
+
+
+def _without_folder(argument: str) -> str:
+    """An argument as typed, but for the folders of absolute paths, which tell about a machine and not about a run."""
+    name, equals, value = argument.rpartition("=")
+    return name + equals + (Path(value).name if Path(value).is_absolute() else value)
 
 
 def free_bytes(directory: Path) -> int:

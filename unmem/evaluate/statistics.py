@@ -133,7 +133,7 @@ def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, fpr: float, confiden
     low, high = clopper_pearson(hits, len(members), confidence)
     fpr_low, fpr_high = clopper_pearson(alarms, len(nonmembers), confidence)
     counts |= {"true_positives": hits, "false_positives": alarms}
-    return Estimate(hits / len(members), low, high, counts, f"FPR {fpr_low:.3f} to {fpr_high:.3f}")
+    return Estimate(hits / len(members), low, high, counts, f"the threshold's own FPR: {fpr_low:.3f} to {fpr_high:.3f}")
 
 
 def balanced_accuracy(

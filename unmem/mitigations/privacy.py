@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -129,7 +130,7 @@ class DPPlan:
     def spent(self, *, holds_for: str, void: str | None) -> PrivacySpent:
         """The statement after all steps."""
         return PrivacySpent(
-            epsilon=round(self.epsilon, 4),
+            epsilon=math.ceil(self.epsilon * 1e4) / 1e4,  # a bound is rounded up
             delta=self.delta,
             unit="one image (one row of the training set); k copies of an image are k units",
             relation="add or remove one",

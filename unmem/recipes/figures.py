@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 440, 290
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 20, 14, 46
 STYLES = 7  # colours that the style sheet knows: c0 to c6
 
 Ends = tuple[float | None, float | None]

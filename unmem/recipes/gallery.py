@@ -35,7 +35,7 @@ def make(arm: Path, audit: Audit, directory: Path) -> None:
     gallery = {
         "samples": [] if samples is None else [picture(np.asarray(image)) for image in samples[:SAMPLES]],
         "pairs": pairs,
-        "groups": _groups(arm / "data" / "ledger.json", audit),
+        **_groups(arm / "data" / "ledger.json", audit),
     }
     write_json(directory / "gallery.json", gallery)
 
@@ -60,13 +60,13 @@ def _image(audit: Audit, name: str) -> np.ndarray:
     return audit.data.select([name]).images()[0]
 
 
-def _groups(ledger: Path, audit: Audit) -> list[dict[str, Any]]:
-    """The largest groups that a data mitigation reduced to one image."""
+def _groups(ledger: Path, audit: Audit) -> dict[str, Any]:
+    """The largest groups that a data mitigation reduced to one image, and how many there are."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in read_json(ledger)["dropped"]:
         groups.setdefault(entry["kept"], []).append(entry)
     largest = sorted(groups.items(), key=lambda item: -len(item[1]))[:GROUPS]
-    return [
+    shown = [
         {
             "kept": kept,
             "picture": picture(_image(audit, kept)),
@@ -79,3 +79,4 @@ def _groups(ledger: Path, audit: Audit) -> list[dict[str, Any]]:
         }
         for kept, entries in largest
     ]
+    return {"groups": shown, "groups_in_all": len(groups)}

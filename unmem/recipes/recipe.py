@@ -189,7 +189,7 @@ def _data(spec: Any, problems: list[Problem]) -> tuple[Any, Split | None]:
     names = field_names(Split)
     split = validate(Split, {key: value for key, value in spec.items() if key in names}, "data", problems)
     source = {key: value for key, value in spec.items() if key not in names}
-    return build(ROOMS["data"], source, "data", problems), split
+    return build(ROOMS["data"], source, "data", problems, beside=names), split
 
 
 def _arms(spec: Any, problems: list[Problem]) -> dict[str, tuple[Any, ...]]:

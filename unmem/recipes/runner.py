@@ -180,7 +180,8 @@ def _child(arm: Arm, threads: int | None) -> None:
     if child.returncode == 2:
         raise UserError(f"arm {arm.name}: {complaint.strip()}")
     if child.returncode != 0:
-        raise RuntimeError(f"arm {arm.name} stopped with exit code {child.returncode}\n{complaint}")
+        progress.say(f"error: arm {arm.name} stopped with exit code {child.returncode}; its own words stand above")
+        raise SystemExit(1)
 
 
 def _run_together(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: list[str]) -> Path:

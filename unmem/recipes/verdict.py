@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 
@@ -42,14 +43,19 @@ def _proven(name: str, spent: dict[str, Any], data: dict[str, Any]) -> str:
     """What is proven, and for whom it is not."""
     if spent["void"]:
         return f"{name}: no guarantee ({spent['void']})."
-    text = f"{name}: proven epsilon {spent['epsilon']:.2f} at delta {spent['delta']:g} for one image"
+    text = f"{name}: proven epsilon {_upward(spent['epsilon'])} at delta {spent['delta']:g} for one image"
     copies = data["copies"]
     if data["planted"] and copies > 1 and spent["training_images"] == data["training_images"]:
         text += (
             f"; an image that stands {copies} times in the set is {copies} units, for which only "
-            f"epsilon {copies * spent['epsilon']:.0f} is proven, that is nothing"
+            f"epsilon {_upward(copies * spent['epsilon'])} is proven, which protects nobody"
         )
     return text + f". It holds for {spent['holds_for']}."
+
+
+def _upward(epsilon: float) -> str:
+    """An upper bound, rounded up."""
+    return f"{math.ceil(100 * epsilon) / 100:.2f}".rstrip("0").rstrip(".")
 
 
 def _cautions(comparison: dict[str, Any]) -> list[str]:

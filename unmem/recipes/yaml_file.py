@@ -60,6 +60,13 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that our loader would read as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def parse(text: str, source: str) -> Any:
     """Plain data from YAML.
 
@@ -95,4 +102,4 @@ def read(path: Path) -> Any:
 
 def to_text(value: Any) -> str:
     """YAML from plain data, in the order of its keys."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

@@ -1,0 +1,478 @@
+"""The report says all that the JSON says, escapes it, and says less when redacted."""
+
+from __future__ import annotations
+
+import copy
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unmem.component import UserError
+from unmem.recipes.report import render, table
+from unmem.recipes.tables import counts, interval, number, plain
+from unmem.rundir import write_json
+
+PICTURE = "data:image/png;base64,iVBORw0KGgo="
+HASH, SOURCE = "0123456789ab", "private/alice <script>alert(1)</script> | holiday.png"
+NAME = f"{HASH}:{SOURCE}"
+VOID_TAGS = {"meta", "img", "br", "path", "circle", "polyline"}
+
+
+def estimate(value: float | None, low: float | None, high: float | None, note: str = "", **n: int) -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "n": n, "note": note}
+
+
+def membership(kind: str, value: float) -> dict[str, Any]:
+    sizes = {"members": 800, "nonmembers": 800}
+    return {
+        "kind": kind,
+        "type": "membership",
+        "estimates": {
+            "auc": estimate(value, value - 0.0312, value + 0.0279, **sizes),
+            "auc_planted": estimate(value + 0.1, value + 0.05, value + 0.15, members=8, nonmembers=800),
+            "tpr_at_fpr[0.001]": estimate(None, None, None, "withheld: 800 cannot resolve 0.001", **sizes),
+            "balanced_accuracy": estimate(value - 0.01, value - 0.1, value + 0.1, "chosen on the other half", **sizes),
+        },
+        "roc": [[0.0, 0.0], [0.0, 0.02], [0.1, 0.3], [1.0, 1.0]],
+    }
+
+
+def extraction(found: int) -> dict[str, Any]:
+    match = {"id": NAME, "sample": 17, "distance": 0.0123, "ratio": 0.4567, "planted": True}
+    return {
+        "kind": "generate_and_filter",
+        "type": "extraction",
+        "estimates": {
+            "extracted": estimate(found / 800, 0.0011, 0.0219, successes=found, trials=800),
+            "extracted_planted": estimate(found / 8, 0.0312, 0.4719, successes=found, trials=8),
+            "false_positives": estimate(0.0, 0.0, 0.0046, "held-out images", successes=0, trials=800),
+        },
+        "samples": 2048,
+        "threshold": 0.5,
+        "group_threshold": 0.03,
+        "curve": [
+            {"threshold": t, "extracted": e, "extracted_planted": 0, "false_positives": 0}
+            for t, e in ((0.2, 0), (0.5, found), (1.2, 310))
+        ],
+        "matches": [match] * found,
+    }
+
+
+def nearness() -> dict[str, Any]:
+    quantiles = {"level": [0.0, 0.5, 1.0], "member": [0.1, 0.2, 0.3], "nonmember": [0.12, 0.22, 0.32]}
+    estimates = {"nearer_to_training": estimate(0.613, 0.592, 0.634, "0.5 is chance", successes=1255, trials=2048)}
+    return {"kind": "nearest_distance", "type": "nearness", "estimates": estimates, "quantiles": quantiles}
+
+
+def quality(value: float) -> dict[str, Any]:
+    figure = estimate(value, value - 0.21, value + 0.23, "features: inception", samples=2048, real=800)
+    reference = {"reference": 1.234, "reference_name": "members against held-out images"}
+    return {"kind": "frechet", "estimate": figure, "better": "lower", **reference}
+
+
+def arm(found: int, auc: float, **changes: Any) -> dict[str, Any]:
+    attacks = {
+        "generate_and_filter": extraction(found),
+        "loss": membership("loss", auc),
+        "nearest_distance": nearness(),
+        "blind": membership("blind", 0.503),
+    }
+    plain = {"mitigations": [], "training_images": 1048, "dropped": 0, "privacy": None, "attacks": attacks}
+    return plain | {"quality": {"frechet": quality(7.77)}, "seconds": {"data": 0.1, "train": 134.25}} | changes
+
+
+SPENT = {
+    "epsilon": 9.9943, "delta": 0.0005, "unit": "one image", "relation": "add or remove one", "accountant": "PRV",
+    "sampling": "Poisson", "sample_rate": 0.32, "noise_multiplier": 3.10059, "clip": 1.0, "steps": 500,
+    "holds_for": "the 800 images that near_duplicates left", "not_covered": ["the loss curve"], "void": None,
+    "groups": [{"copies": 32, "epsilon": 319.8, "delta": None}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def comparison() -> dict[str, Any]:
+    mitigations = [{"kind": "near_duplicates", "hash": "phash", "keep": "/home/alice/keep.txt"}, {"kind": "dp_sgd"}]
+    return {
+        "schema": 1,
+        "recipe": "holiday <b>",
+        "against": "baseline",
+        "confidence": 0.95,
+        "data": {
+            "kind": "image_folder", "members": 800, "nonmembers": 800, "planted": 8, "copies": 32,
+            "training_images": 1048, "shape": [8, 8, 1], "quarantined": 1,
+        },
+        "arms": {
+            "baseline": arm(7, 0.6604),
+            "dp": arm(0, 0.5271, mitigations=mitigations, training_images=800, dropped=248, privacy=SPENT),
+        },
+        "differences": {"dp": {"loss.auc": estimate(-0.1333, -0.1617, -0.1049, members=800, nonmembers=800)}},
+        "unfinished": [],
+        "verdict": ["baseline: 7 of 800 can be extracted.", "dp: none.", "Caution: members can be told apart."],
+    }  # fmt: skip
+
+
+def write(root: Path, comparison: dict[str, Any]) -> Path:
+    """A run directory around a comparison."""
+    write_json(root / "comparison.json", comparison)
+    command = ["unmem", "run", "/home/alice/holiday.yaml"]
+    rest = {"python": "3.11", "system": "Linux", "device": "CPU", "packages": {"torch": "2.9"}}
+    write_json(root / "provenance.json", {"command": command, "commit": "abc", "dirty": True, **rest})
+    reason = f"cannot be decoded: cannot identify image file '{SOURCE}'"
+    write_json(root / "quarantine.json", [{"source": SOURCE, "reason": reason}])
+    for name, found in comparison["arms"].items():
+        matches = found["attacks"].get("generate_and_filter", {}).get("matches", [])
+        pairs = [{"attack": "generate_and_filter", **m, "generated": PICTURE, "training": PICTURE} for m in matches]
+        shown = [{"id": f"{NAME}#copy-3", "distance": 2.0, "picture": PICTURE}]
+        group = {"kept": NAME, "picture": PICTURE, "mitigation": "near_duplicates", "dropped": 31, "shown": shown}
+        groups = [group] if found["dropped"] else []
+        gallery = {"samples": [PICTURE], "pairs": pairs, "groups": groups, "groups_in_all": 8 * len(groups)}
+        write_json(root / "arms" / name / "gallery" / "gallery.json", gallery)
+    return root
+
+
+def rendered(root: Path, **options: Any) -> tuple[str, str]:
+    page, text = (path.read_text(encoding="utf-8") for path in render(root, **options))
+    balanced(page)
+    return page, text
+
+
+def balanced(page: str) -> None:
+    """Every element is closed, in order."""
+    open_tags: list[str] = []
+
+    class Check(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: Any) -> None:
+            if tag not in VOID_TAGS:
+                open_tags.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: Any) -> None:
+            assert tag in VOID_TAGS
+
+        def handle_endtag(self, tag: str) -> None:
+            assert open_tags.pop() == tag
+
+    Check().feed(page)
+    assert open_tags == []
+
+
+def every_estimate(found: Any) -> list[dict[str, Any]]:
+    """All estimates anywhere below."""
+    if isinstance(found, dict) and found.keys() >= {"value", "low", "high"}:
+        return [found]
+    below = found.values() if isinstance(found, dict) else found if isinstance(found, list) else []
+    return [estimate for inner in below for estimate in every_estimate(inner)]
+
+
+def test_page_says_every_estimate_with_interval_counts_and_note(tmp_path, comparison):
+    page = html.unescape(rendered(write(tmp_path, comparison))[0])
+    estimates = every_estimate(comparison)
+    assert len(estimates) == 2 * (3 + 4 + 1 + 4 + 1) + 1
+    for found in estimates:
+        assert found["value"] is None or number(found["value"], found["low"], found["high"]) in page
+        assert interval(found) in page
+        assert counts(found) in page
+        assert found["note"][1:] in page
+    assert "7 of 800" in page
+    assert "withheld" in page
+
+
+def test_page_says_all_that_epsilon_depends_on(tmp_path, comparison):
+    page, text = rendered(write(tmp_path, comparison))
+    for key, value in SPENT.items():
+        assert key.replace("_", " ") in page
+        assert key.replace("_", " ") in text
+        if isinstance(value, (str, int)):
+            assert str(value) in page
+            assert str(value) in text
+    assert "9.9943" in page
+    assert "319.8" in page
+    assert "is k units" in page
+
+
+def test_statement_shows_whatever_was_recorded(tmp_path, comparison):
+    extra = {"examples_without_gradient": 0, "nothing_listed": [], "shares": [{"a": 1}, {"b": {"inner_key": 0.25}}]}
+    comparison["arms"]["dp"]["privacy"] = SPENT | extra
+    for content in rendered(write(tmp_path, comparison)):
+        for expected in ("examples without gradient", "nothing listed", "none", "inner key", "0.25"):
+            assert expected in content
+
+
+def test_epsilon_is_rounded_up_wherever_it_is_shown(tmp_path, comparison):
+    comparison["arms"]["dp"]["privacy"] = SPENT | {
+        "epsilon": 9.99430001, "groups": [{"copies": 32, "epsilon": 319.8000001}]
+    }  # fmt: skip
+    for content in (*rendered(write(tmp_path, comparison)), table({"run": comparison})):
+        assert "9.99431" in content
+        assert not re.search(r"9\.9943\b", content)
+    assert "319.801" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("redact", [False, True], ids=["whole", "redacted"])
+def test_page_says_how_many_groups_are_not_shown(tmp_path, comparison, redact):
+    page, _ = rendered(write(tmp_path, comparison), redact=redact)
+    assert "The 1 largest of 8 groups are shown, with 31 of the 248 dropped images." in page
+
+
+def test_markdown_has_the_same_tables(tmp_path, comparison):
+    _, text = rendered(write(tmp_path, comparison))
+    for expected in ("7 of 800", "0.660", "7.77", "9.9943", "> Caution", "**−0.133**", "7 of 8"):
+        assert expected in text
+    rows = [line for line in text.replace(r"\|", "").splitlines() if line.startswith("|")]
+    tables = "\n".join(line if line.startswith("|") else "" for line in text.replace(r"\|", "").splitlines())
+    assert rows
+    for block in filter(None, tables.split("\n\n")):
+        assert len({line.count("|") for line in block.strip().splitlines()}) == 1
+    assert "data:image" not in text
+
+
+def test_names_are_escaped(tmp_path, comparison):
+    page, text = rendered(write(tmp_path, comparison))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert "holiday <b>" not in page
+    assert "<script" not in text
+    assert r"\| holiday.png" in text
+
+
+def test_page_needs_nothing_from_outside(tmp_path, comparison):
+    page, _ = rendered(write(tmp_path, comparison))
+    for outside in ("http://", "https://", "<link", "<script", "@import", "url("):
+        assert outside not in page
+    assert page.count("<svg") == 2 + 2 + 1 + 1  # ROC of two attacks; two trade-offs; thresholds; distances
+    assert not re.search(r"\bnan\b", page)
+
+
+def test_redacted_files_hold_no_picture_and_no_name(tmp_path, comparison):
+    root = write(tmp_path, comparison)
+    paths = render(root, redact=True)
+    assert [path.name for path in paths] == ["report-redacted.html", "report-redacted.md"]
+    for content in rendered(root, redact=True):
+        assert "data:image" not in content
+        for word in ("alice", "private", "holiday.", "script", "/home", "keep.txt", ".yaml"):
+            assert word not in content
+        assert HASH in content
+        assert "cannot be decoded" in content
+    assert f"{HASH}</span> kept, 31 dropped" in paths[0].read_text()
+
+
+def test_redaction_keeps_the_copy_number_and_drops_ids_of_another_form(tmp_path, comparison):
+    matches = comparison["arms"]["baseline"]["attacks"]["generate_and_filter"]["matches"]
+    matches[0] = matches[0] | {"id": f"{NAME}\n#copy-12"}
+    matches[1] = matches[1] | {"id": "private/another form.png"}
+    page, text = rendered(write(tmp_path, comparison), redact=True)
+    for content in (page, text):
+        assert f"{HASH}#copy-12" in content
+        assert "(left out)" in content
+        assert "another form" not in content
+
+
+def test_rendering_again_gives_the_same_bytes(tmp_path, comparison):
+    root = write(tmp_path, comparison)
+    first = [path.read_bytes() for path in render(root)]
+    assert [path.read_bytes() for path in render(root)] == first
+    assert not list(root.glob("*.partial"))
+
+
+def test_cautions_and_a_void_guarantee_stand_apart(tmp_path, comparison):
+    comparison["arms"]["dp"]["privacy"] = SPENT | {"void": "the seed is known"}
+    page, text = rendered(write(tmp_path, comparison))
+    assert page.index('class="caution"') < page.index("Caution: members")
+    assert '<p class="void">Void: the seed is known' in page
+    assert "ε = 9.9943" not in page
+    assert "**Void: the seed is known.**" in text
+
+
+def test_signs_of_differences(tmp_path, comparison):
+    differences = comparison["differences"]["dp"]
+    differences["loss.auc_planted"] = estimate(0.02, -0.01, 0.05, members=8, nonmembers=800)
+    differences["generate_and_filter.extracted"] = estimate(None, None, None, more=0, fewer=0, items=0)
+    page, _ = rendered(write(tmp_path, comparison))
+    assert "▼ −0.133" in page
+    assert ">0.020<" in page
+    assert "▲ " not in page
+
+
+def no_arms(comparison):
+    comparison |= {"arms": {}, "differences": {}, "verdict": ["Not finished, and so not in this report: baseline."]}
+
+
+def one_arm(comparison):
+    del comparison["arms"]["dp"]
+    comparison["differences"] = {}
+
+
+def no_quality(comparison):
+    for found in comparison["arms"].values():
+        found["quality"] = {}
+
+
+def no_attacks(comparison):
+    comparison["differences"]["dp"] = {}
+    for found in comparison["arms"].values():
+        found["attacks"] = {}
+
+
+def an_arm_without_its_attack(comparison):
+    del comparison["arms"]["dp"]["attacks"]["loss"]
+    comparison["arms"]["dp"]["quality"] = {}
+
+
+def withheld_everywhere(comparison):
+    for found in every_estimate(comparison):
+        found |= {"value": None, "low": None, "high": None, "note": "nothing was counted"}
+
+
+def no_planted(comparison):
+    comparison["data"] |= {"planted": 0, "copies": 1}
+    for found in comparison["arms"].values():
+        del found["attacks"]["generate_and_filter"]["estimates"]["extracted_planted"]
+
+
+def all_equal(comparison):
+    for found in every_estimate(comparison):
+        found |= {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+CASES = [
+    no_arms,
+    one_arm,
+    no_quality,
+    no_attacks,
+    an_arm_without_its_attack,
+    withheld_everywhere,
+    no_planted,
+    all_equal,
+]
+
+
+@pytest.mark.parametrize("change", CASES, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("redact", [False, True], ids=["whole", "redacted"])
+def test_missing_pieces_render(tmp_path, comparison, change, redact):
+    change(comparison)
+    page, text = rendered(write(tmp_path, comparison), redact=redact)
+    assert comparison["data"]["kind"] in page
+    assert text.startswith("# holiday")
+    assert table({"run": comparison})
+
+
+def test_a_run_without_gallery_and_provenance_renders(tmp_path, comparison):
+    write_json(tmp_path / "comparison.json", comparison)
+    for redact in (False, True):
+        page, _ = rendered(tmp_path, redact=redact)
+        assert "No provenance was recorded" in page
+        assert "data:image" not in page
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"schema": 2}', '{"schema": 1, "recipe": "x"}'])
+def test_missing_or_damaged_comparison_is_a_user_error(tmp_path, content):
+    if content is not None:
+        (tmp_path / "comparison.json").write_text(content)
+    with pytest.raises(UserError, match=r"comparison\.json"):
+        render(tmp_path)
+    assert not list(tmp_path.glob("report*"))
+
+
+def test_damaged_arm_and_gallery_are_user_errors(tmp_path, comparison):
+    root = write(tmp_path, comparison)
+    (root / "arms" / "dp" / "gallery" / "gallery.json").write_text("[")
+    with pytest.raises(UserError, match=r"gallery\.json"):
+        render(root)
+    (root / "arms" / "dp" / "gallery" / "gallery.json").write_text('{"samples": [], "pairs": [], "groups": []}')
+    with pytest.raises(UserError, match=r"gallery\.json: not a gallery"):
+        render(root)
+    del comparison["arms"]["dp"]["quality"]
+    with pytest.raises(UserError, match=r"run/comparison\.json: not a comparison of this version .*'quality'"):
+        table({"run": comparison})
+
+
+BREAKS: dict[str, Any] = {
+    "no_seconds": lambda c: c["arms"]["dp"].pop("seconds"),
+    "arms_as_list": lambda c: c.update(arms=["dp"]),
+    "arm_as_text": lambda c: c["arms"].update(dp="dp"),
+    "no_shape": lambda c: c["data"].pop("shape"),
+    "members_as_text": lambda c: c["data"].update(members="many"),
+    "report_without_type": lambda c: c["arms"]["dp"]["attacks"]["loss"].pop("type"),
+    "value_as_text": lambda c: c["arms"]["dp"]["attacks"]["loss"]["estimates"]["auc"].update(value="high"),
+    "curve_without_its_counts": lambda c: c["arms"]["dp"]["attacks"]["generate_and_filter"].update(curve=[{}]),
+    "roc_of_nothing": lambda c: c["arms"]["dp"]["attacks"]["loss"].update(roc=[[]]),
+    "match_without_distance": lambda c: c["arms"]["baseline"]["attacks"]["generate_and_filter"].update(matches=[{}]),
+    "privacy_without_epsilon": lambda c: c["arms"]["dp"].update(privacy={"void": None}),
+}
+SEEN_BY_THE_TABLE = {
+    "arms_as_list", "arm_as_text", "no_shape", "members_as_text", "report_without_type", "value_as_text",
+    "privacy_without_epsilon",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_malformed_comparison_is_one_user_error(tmp_path, comparison, name):
+    root = write(tmp_path, comparison)
+    BREAKS[name](comparison)
+    write_json(root / "comparison.json", comparison)
+    named = r"comparison\.json: not a comparison of this version \(\w+: .+\)$"
+    for redact in (False, True):
+        with pytest.raises(UserError, match=named):
+            render(root, redact=redact)
+    assert not list(root.glob("report*"))
+    if name in SEEN_BY_THE_TABLE:
+        with pytest.raises(UserError, match=named):
+            table({str(root): comparison})
+
+
+def test_table_aligns_the_arms_of_several_runs(comparison):
+    other = copy.deepcopy(comparison)
+    other["arms"]["baseline"]["quality"] = {}
+    text = table({"a": comparison, "runs/b": other})
+    head, rule, *rows = text.splitlines()
+    assert len(rows) == 4
+    starts = [i for i in range(len(rule)) if rule[i] == "-" and rule[i - 1 : i] in ("", " ")]
+    assert all(row[i - 1] == " " for row in [head, *rows] for i in starts[1:] if i < len(row))
+    for expected in (
+        "7 of 800 (7 of 8) | 0 of 800",
+        "0.660 (0.629–0.688)",
+        "7.77 (7.56–8.00)",
+        "9.9943 (at δ = 0.0005)",
+    ):
+        assert expected in rows[0] + rows[1]
+    assert "–" in rows[2]
+    assert head.endswith("epsilon")
+    assert "not comparable" not in text
+
+
+def test_table_says_when_the_data_differ(comparison):
+    other = copy.deepcopy(comparison)
+    other["data"]["members"] = 400
+    text = table({"a": comparison, "b": other})
+    assert "not comparable" in text.splitlines()[-1]
+    assert "b: image_folder, 8 × 8 × 1: 400 members" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(10, "10"), (10.0, "10"), (9.9943, "9.9943"), (9.99430001, "9.99431"), (319.8, "319.8"), (0.1 + 0.2, "0.300001")],
+)
+def test_epsilons(value, expected):
+    assert plain(value, "epsilon") == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((None,), "–"), ((0.66041,), "0.660"), ((1.0,), "1.000"), ((7.7712,), "7.77"), ((0.5, 12.0), "0.5"),
+        ((1234.5,), "1,234"), ((-0.1333,), "−0.133"), ((0.00123,), "0.00123"), ((0.0,), "0.000"),
+    ],
+)  # fmt: skip
+def test_numbers(values, expected):
+    assert number(*values) == expected
+
+
+def test_numbers_of_the_json_are_not_changed_by_rendering(tmp_path, comparison):
+    root = write(tmp_path, comparison)
+    before = json.loads((root / "comparison.json").read_text())
+    render(root, redact=True)
+    assert json.loads((root / "comparison.json").read_text()) == before

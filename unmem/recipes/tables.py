@@ -1,0 +1,236 @@
+"""The report's tables of arms, and its numbers: every one is formatted here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, Context
+from itertools import groupby
+from typing import Any
+
+from unmem.recipes.figures import parts
+
+NOTHING = "\N{EN DASH}"
+_UPWARD = Context(prec=6, rounding=ROUND_CEILING)
+
+
+def number(value: float | None, *beside: float | None) -> str:
+    """A number, with as many decimals as suit the largest of those it is shown beside."""
+    if value is None:
+        return NOTHING
+    largest = max(abs(other) for other in (value, *beside) if other is not None)
+    decimals = next((d for limit, d in ((0, 3), (0.01, 5), (1, 3), (10, 2), (1000, 1)) if largest <= limit), 0)
+    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def plain(value: Any, name: str = "") -> str:
+    """A setting or a constant as it stands in its file, floats with six digits.
+
+    One that is called epsilon is an upper bound, and so is rounded up.
+    """
+    if not isinstance(value, float):
+        return str(value)
+    return f"{float(_UPWARD.create_decimal(repr(value))) if 'epsilon' in name else value:.6g}"
+
+
+def seconds(value: float | None) -> str:
+    """A duration in seconds."""
+    return NOTHING if value is None else f"{value:,.1f}"
+
+
+def interval(estimate: Mapping[str, Any]) -> str:
+    """An estimate's interval, from low to high; empty where there is none."""
+    low, high = estimate["low"], estimate["high"]
+    if None in (low, high):
+        return ""
+    between = "\N{EN DASH}" if low >= 0 else " to "
+    return f"{number(low, high, estimate['value'])}{between}{number(high, low, estimate['value'])}"
+
+
+def counts(estimate: Mapping[str, Any]) -> str:
+    """What an estimate was counted from."""
+    n = estimate["n"]
+    if "successes" in n:
+        return f"{n['successes']} of {n['trials']}"
+    return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in n.items())
+
+
+def _percent(estimate: Mapping[str, Any]) -> str:
+    """The interval of a proportion, in percent."""
+    if None in (estimate["low"], estimate["high"]):
+        return ""
+    decimals = 2 if estimate["n"]["trials"] >= 10_000 else 1
+    return f"{100 * estimate['low']:.{decimals}f}\N{EN DASH}{100 * estimate['high']:.{decimals}f}%"
+
+
+_FIGURES = {
+    "extracted": "extracted",
+    "extracted_planted": "planted",
+    "false_positives": "false positives",
+    "auc": "AUC",
+    "auc_as_trained": "AUC, as trained",
+    "auc_planted": "AUC, planted",
+    "tpr_at_fpr": "TPR at FPR",
+    "balanced_accuracy": "balanced accuracy",
+    "nearer_to_training": "nearer to training",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table: the figure, its interval below it, a note, and the note's number under the table."""
+
+    text: str
+    interval: str = ""
+    note: str = ""
+    mark: int = 0
+
+    @property
+    def inline(self) -> str:
+        """The entry on one line, without its note."""
+        return f"{self.text} ({self.interval})" if self.interval else self.text
+
+
+@dataclass(frozen=True)
+class Column:
+    """One figure of every arm.
+
+    Attributes:
+        group: what stands above neighbouring columns: the attack or measure.
+        title: the figure's name.
+        cells: arm -> entry.
+        below: what stands small under the title.
+        mark: number of the note that all entries share.
+    """
+
+    group: str
+    title: str
+    cells: dict[str, Cell]
+    below: str = ""
+    mark: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns under their groups (name, width), and the notes below."""
+
+    groups: list[tuple[str, int]]
+    columns: list[Column]
+    notes: list[str]
+
+
+def _table(columns: list[Column]) -> Table:
+    """Number the notes: one that all entries of a column share goes to its head, any other to the entry."""
+    notes: list[str] = []
+
+    def mark(note: str) -> int:
+        if note and note not in notes:
+            notes.append(note)
+        return notes.index(note) + 1 if note else 0
+
+    marked = []
+    for column in columns:
+        shared = {cell.note for cell in column.cells.values()}
+        if len(shared) == 1:
+            marked.append(replace(column, mark=mark(shared.pop())))
+        else:
+            cells = {arm: replace(cell, mark=mark(cell.note)) for arm, cell in column.cells.items()}
+            marked.append(replace(column, cells=cells))
+    groups = [(group, len(list(members))) for group, members in groupby(marked, key=lambda column: column.group)]
+    return Table(groups, marked, notes)
+
+
+def of_arms(comparison: dict[str, Any]) -> Table:
+    """What each arm trained on, gives away, is worth, and what is proven; at what cost."""
+    arms = comparison["arms"]
+    trained = {
+        name: Cell(f"{arm['training_images']:,}", f"{arm['dropped']:,} dropped" if arm["dropped"] else "")
+        for name, arm in arms.items()
+    }
+    proven = {name: epsilon(arm["privacy"]) for name, arm in arms.items()}
+    spent_on = {name: Cell(seconds(arm["seconds"].get("train"))) for name, arm in arms.items()}
+    columns = [Column("training", "images", trained)]
+    for attack, reports in parts(comparison, "attacks").items():
+        if not _is_control(reports):
+            columns += _attack_columns(attack, reports, arms)
+    columns += _quality_columns(comparison)
+    columns.append(Column("proven", "\N{GREEK SMALL LETTER EPSILON} for one image", proven))
+    columns.append(Column("cost", "training, s", spent_on))
+    return _table(columns)
+
+
+def of_controls(comparison: dict[str, Any]) -> Table:
+    """Attacks that say whether the others can be believed."""
+    attacks = parts(comparison, "attacks").items()
+    arms = comparison["arms"]
+    return _table(
+        [column for name, reports in attacks if _is_control(reports) for column in _attack_columns(name, reports, arms)]
+    )
+
+
+def _is_control(reports: dict[str, Any]) -> bool:
+    """Whether an attack is a control: one that never sees the model, or one without a count of its own."""
+    report = next(iter(reports.values()))
+    return report["kind"] == "blind" or report["type"] not in ("membership", "extraction")
+
+
+def _attack_columns(attack: str, reports: dict[str, Any], arms: Mapping[str, Any]) -> list[Column]:
+    """An attack's figures, in one order whichever arm has which."""
+    names = dict.fromkeys(name for report in reports.values() for name in report["estimates"])
+    order = list(_FIGURES)
+
+    def rank(name: str) -> int:
+        base = name.partition("[")[0]
+        return order.index(base) if base in order else len(order)
+
+    columns = []
+    for name in sorted(names, key=rank):
+        estimates = {arm: reports.get(arm, {"estimates": {}})["estimates"].get(name) for arm in arms}
+        counted = any(report["type"] == "extraction" for report in reports.values())
+        columns.append(Column(attack, title(name), {arm: cell(found, counted) for arm, found in estimates.items()}))
+    return columns
+
+
+def _quality_columns(comparison: dict[str, Any]) -> list[Column]:
+    """Each quality figure beside what real images reach."""
+    columns = []
+    for name, reports in parts(comparison, "quality").items():
+        first = next(iter(reports.values()))
+        cells = {arm: cell(reports[arm]["estimate"] if arm in reports else None) for arm in comparison["arms"]}
+        below = f"{first['better']} is better; real: {number(first['reference'])}"
+        note = f"Real images: {first['reference_name']}."
+        cells = {arm: replace(cell, note=f"{note} {cell.note}".strip()) for arm, cell in cells.items()}
+        columns.append(Column("quality", name, cells, below))
+    return columns
+
+
+def title(name: str) -> str:
+    """A figure's name for a table's head."""
+    base, _, rate = name.partition("[")
+    return f"{_FIGURES.get(base, base.replace('_', ' '))} {rate.rstrip(']')}".strip()
+
+
+def cell(estimate: Mapping[str, Any] | None, counted: bool = False) -> Cell:
+    """An estimate as a table's entry; ``counted`` ones as "8 of 800"."""
+    if estimate is None:
+        return Cell(NOTHING)
+    note = _sentence(estimate["note"])
+    if estimate["value"] is None:
+        return Cell("withheld", "", note)
+    if counted and "successes" in estimate["n"]:
+        return Cell(counts(estimate), _percent(estimate), note)
+    return Cell(number(estimate["value"], estimate["low"], estimate["high"]), interval(estimate), note)
+
+
+def _sentence(note: str) -> str:
+    """A note with a capital and a full stop."""
+    return f"{note[:1].upper()}{note[1:]}." if note else ""
+
+
+def epsilon(spent: Mapping[str, Any] | None) -> Cell:
+    """What is proven, never without its delta."""
+    if spent is None:
+        return Cell("none")
+    if spent["void"]:
+        return Cell("void", "", _sentence(f"no guarantee: {spent['void']}"))
+    return Cell(plain(spent["epsilon"], "epsilon"), f"at \N{GREEK SMALL LETTER DELTA} = {plain(spent['delta'])}")
