@@ -84,7 +84,7 @@ def top_k(
         given = given.to(where)
         memory -= points.nbytes
     # Elementwise work goes chunk by chunk, each small enough to stay in a processor's cache.
-    chunk = max(d, min(2**20 if where.type == "cpu" else 2**24, memory // 128))
+    chunk = max(d, min(2**22 if where.type == "cpu" else 2**24, memory // 128))
     memory -= 32 * chunk + 16 * q
     _mean("queries", asked, chunk)
     origin = _mean("points", given, chunk).to(where)
@@ -137,9 +137,10 @@ class _Search:
         import torch
 
         k = found.indices.shape[1]
+        work = torch.float64 if torch.float64 in (self.queries.dtype, self.points.dtype) else torch.float32
         unsettled = []
         for rows in torch.split(self.pending, self.rows):
-            block = self.queries[rows].to(self.origin.device)
+            block = self.queries[rows].to(self.origin.device, work)
             near, others = self._choose(block)
             exact, near = _rank(block, self.points, near, self.chunk)
             found.distances[rows], found.indices[rows] = exact[:, :k].float().cpu(), near[:, :k].cpu()
@@ -156,9 +157,9 @@ class _Search:
         import torch
 
         n, d = self.points.shape
-        slack = (d + 8) * (2**-24 if self.origin.dtype == torch.float32 else 2**-52)
-        slack = slack / (1 - slack) if slack < 1 else math.inf
         a = self.a[: len(block)]
+        slack = (d + d / 32 + 96) * torch.finfo(a.dtype).eps / 2
+        slack = slack / (1 - slack) if slack < 1 else math.inf
         a_squares = self._center(block, a)
         a *= -2 if self.product else 1
         times = _product(a)
@@ -195,7 +196,7 @@ class _Search:
         squares = []
         for part, target in zip(torch.split(rows, step), torch.split(out, step), strict=True):
             torch.sub(part.to(out.device), self.origin, out=target)
-            squares.append(torch.linalg.vector_norm(target, dim=1, dtype=torch.float64).square_())
+            squares.append(_squares(target))
         return torch.cat(squares)
 
 
@@ -266,10 +267,18 @@ def _mean(name: str, rows: torch.Tensor, chunk: int) -> torch.Tensor:
     return total / len(rows)
 
 
+def _squares(rows: torch.Tensor) -> torch.Tensor:
+    """The rows' squared lengths: in their own precision over pieces of at most 64, these added up in float64."""
+    import torch
+
+    pieces = rows.unflatten(-1, (-1, math.gcd(rows.shape[-1], 64)))
+    return torch.linalg.vector_norm(pieces, dim=-1).double().square_().sum(-1)
+
+
 def _rank(
     block: torch.Tensor, points: torch.Tensor, near: torch.Tensor, chunk: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The candidates' distances, ascending, from the differences in float64, and the candidates in that order."""
+    """The candidates' distances, ascending, from the differences, and the candidates in that order."""
     import torch
 
     near = near.sort(dim=1).values
@@ -277,15 +286,13 @@ def _rank(
     d = block.shape[1]
     wide = min(near.shape[1], max(1, chunk // d))
     tall = max(1, chunk // (wide * d))
-    # Written to again and again: fresh memory would cost more than the arithmetic.
-    taken, differences = points.new_empty(tall * wide, d), exact.new_empty(tall * wide, d)
+    taken = _buffer(points, tall * wide, d)  # used again and again: fresh memory would cost more than the work
     for i in range(0, len(block), tall):
-        query = block[i : i + tall, None].double()
         for j in range(0, near.shape[1], wide):
             chosen = near[i : i + tall, j : j + wide]
-            count = chosen.numel()
-            torch.index_select(points, 0, chosen.flatten().to(points.device), out=taken[:count])
-            difference = differences[:count].copy_(taken[:count]).view(*chosen.shape, d).sub_(query)
-            exact[i : i + tall, j : j + wide] = torch.linalg.vector_norm(difference, dim=2)
+            some = taken[: chosen.numel()]
+            torch.index_select(points, 0, chosen.flatten().to(points.device), out=some)
+            difference = some.to(block).view(*chosen.shape, d).sub_(block[i : i + tall, None])
+            exact[i : i + tall, j : j + wide] = _squares(difference).sqrt_()
     exact, order = exact.sort(dim=1, stable=True)
     return exact, near.gather(1, order)

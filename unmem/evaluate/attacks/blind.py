@@ -18,7 +18,9 @@ class Blind:
 
     Logistic regression on the principal components of the pixels, cross-validated, so that no image is scored by a
     classifier that was fitted on it. Where its AUC is above chance, members and non-members come from different
-    distributions, and the other attacks' figures say little about the model.
+    distributions, and the other attacks' figures say little about the model. Below chance it says nothing: the folds
+    share one pool, so that on an unguessable split their errors lean against each other, and the figure scatters about
+    0.5 more widely than the bootstrap's interval, which resamples images and not classifiers, lets on.
 
     Attributes:
         folds: of the cross-validation.
