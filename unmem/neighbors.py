@@ -124,7 +124,7 @@ class _Search:
         # It is cheaper to choose from many points at once, and to multiply by no more than stay in the cache.
         scratch = 16 * torch.get_num_threads()
         self.columns = max(1, min(n, memory // (2 * (size * min(q, 4096) + scratch))))
-        self.step = max(1, min(self.columns, 2048, memory // (8 * d * size)))
+        self.step = max(1, min(self.columns, 4096, memory // (8 * d * size)))
         row = size * (self.columns + self.step + d) + queries.itemsize * d + 80 * kept + 64
         rest = memory - scratch * self.columns - size * self.step * d
         self.rows = max(1, min(q, rest // row))
@@ -196,7 +196,7 @@ class _Search:
         squares = []
         for part, target in zip(torch.split(rows, step), torch.split(out, step), strict=True):
             torch.sub(part.to(out.device), self.origin, out=target)
-            squares.append(_squares(target))
+            squares.append(_lengths(target).square_())
         return torch.cat(squares)
 
 
@@ -267,12 +267,12 @@ def _mean(name: str, rows: torch.Tensor, chunk: int) -> torch.Tensor:
     return total / len(rows)
 
 
-def _squares(rows: torch.Tensor) -> torch.Tensor:
-    """The rows' squared lengths: in their own precision over pieces of at most 64, these added up in float64."""
+def _lengths(rows: torch.Tensor) -> torch.Tensor:
+    """The rows' lengths: in their own precision over pieces of at most 64, those together in float64."""
     import torch
 
-    pieces = rows.unflatten(-1, (-1, math.gcd(rows.shape[-1], 64)))
-    return torch.linalg.vector_norm(pieces, dim=-1).double().square_().sum(-1)
+    pieces = rows.view(*rows.shape[:-1], -1, math.gcd(rows.shape[-1], 64))
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(pieces, dim=-1), dim=-1, dtype=torch.float64)
 
 
 def _rank(
@@ -293,6 +293,6 @@ def _rank(
             some = taken[: chosen.numel()]
             torch.index_select(points, 0, chosen.flatten().to(points.device), out=some)
             difference = some.to(block).view(*chosen.shape, d).sub_(block[i : i + tall, None])
-            exact[i : i + tall, j : j + wide] = _squares(difference).sqrt_()
+            exact[i : i + tall, j : j + wide] = _lengths(difference)
     exact, order = exact.sort(dim=1, stable=True)
     return exact, near.gather(1, order)
