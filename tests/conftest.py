@@ -30,9 +30,7 @@ def audit(digits: ImageSet) -> Audit:
 
 @pytest.fixture
 def small_train() -> Train:
-    return Train(
-        images=256, batch=32, lr=3e-3, noise_schedule="cosine", ema=0.9, checkpoint_seconds=3600.0, threads=1
-    )
+    return Train(images=256, batch=32, lr=3e-3, noise_schedule="cosine", ema=0.9, checkpoint_seconds=3600.0, threads=1)
 
 
 def grey_set(images: np.ndarray) -> ImageSet:

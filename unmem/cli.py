@@ -21,7 +21,7 @@ LISTS = ("data", "models", "mitigations", "attacks", "quality", "features", "tar
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__)
 def app() -> None:
-    r"""Train image diffusion models that do not hand back their training data, and prove it with numbers.
+    """Train image diffusion models that do not hand back their training data, and prove it with numbers.
 
     \b
     unmem run quickstart              a first run: real digits, four arms, a report, in minutes
@@ -31,7 +31,7 @@ def app() -> None:
     unmem ls mitigations              what there is; unmem show NAME tells a component's fields
 
     Exit codes: 0 done, 1 a check failed, 2 bad input.
-    """
+    """  # noqa: D301 (click wants the control character)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import pydantic
 from pydantic import Field
@@ -36,6 +36,7 @@ NonNegative = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Confidence = Annotated[float, Field(gt=0, lt=1)]
 
 
 class UserError(ValueError):
@@ -66,7 +67,7 @@ class ConfigError(UserError):
 def component(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen, keyword-only dataclass that validates its fields and refuses unknown ones."""
     config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    return pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls)
+    return cast("type[T]", pydantic.dataclasses.dataclass(frozen=True, kw_only=True, config=config)(cls))
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,7 @@ def build(package: str, spec: Any, path: str, problems: list[Problem], beside: I
     return validate(cls, {key: value for key, value in spec.items() if key != "kind"}, path, problems, beside)
 
 
-def validate(
-    cls: type[T], options: Any, path: str, problems: list[Problem], beside: Iterable[str] = ()
-) -> T | None:
+def validate(cls: type[T], options: Any, path: str, problems: list[Problem], beside: Iterable[str] = ()) -> T | None:
     """Build ``cls`` from plain data; what is wrong is appended to ``problems``, field by field."""
     if not isinstance(options, Mapping):
         problems.append(Problem(path, f"needs a mapping of {', '.join(field_names(cls))}; got {options!r}"))

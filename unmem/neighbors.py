@@ -85,7 +85,7 @@ def top_k(
         memory -= points.nbytes
     # Elementwise work goes chunk by chunk, each small enough to stay in a processor's cache.
     chunk = max(d, min(2**22 if where.type == "cpu" else 2**24, memory // 128))
-    memory -= 32 * chunk + 16 * q
+    memory -= 24 * chunk + 16 * q
     _mean("queries", asked, chunk)
     origin = _mean("points", given, chunk).to(where)
 
@@ -121,13 +121,14 @@ class _Search:
         self.origin = origin if product else torch.zeros_like(origin)
         self.product = product
         q, n, d, size = len(pending), len(points), len(origin), origin.itemsize
-        # It is cheaper to choose from many points at once, and to multiply by no more than stay in the cache.
-        scratch = 16 * torch.get_num_threads()
-        self.columns = max(1, min(n, memory // (2 * (size * min(q, 4096) + scratch))))
-        self.step = max(1, min(self.columns, 4096, memory // (8 * d * size)))
-        row = size * (self.columns + self.step + d) + queries.itemsize * d + 80 * kept + 64
-        rest = memory - scratch * self.columns - size * self.step * d
-        self.rows = max(1, min(q, rest // row))
+        # Few points to a product keep what it makes in the cache; choosing is cheapest from all points at once.
+        self.step = max(1, min(n, 1024, memory // (16 * d * size)))
+        memory -= 2 * d * size * self.step
+        row = size * (2 * d + 3 * self.step) + queries.itemsize * d + 80 * kept + 64
+        self.rows = max(min(1024, memory // (2 * row)), min(4096, memory // (row + n * size)))
+        self.rows = max(1, min(q, self.rows))
+        memory -= row * self.rows
+        self.columns = max(1, min(n, memory // (size * self.rows + 16 * torch.get_num_threads())))
         self.a, self.b, self.keys = (
             _buffer(origin, *shape) for shape in ((self.rows, d), (self.step, d), (self.rows * self.columns,))
         )
@@ -241,7 +242,8 @@ def _full_precision() -> Iterator[None]:
         finally:
             torch.set_float32_matmul_precision(legacy)
         return
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    on_cpu: Any = torch.backends.mkldnn  # its stubs lag behind
+    backends: list[Any] = [torch.backends.cuda.matmul, on_cpu.matmul]
     before = [backend.fp32_precision for backend in backends]
     try:
         for backend in backends:

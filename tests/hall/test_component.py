@@ -37,14 +37,19 @@ def test_what_is_wrong_is_said_with_place_value_and_what_is_allowed() -> None:
 def test_a_module_outside_the_project_is_a_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "class_cap.py").write_text(
-        "from unmem.component import component\n\n@component\nclass ClassCap:\n    'At most so many a class.'\n    most: int = 5\n"
+        "from unmem.component import component\n\n"
+        "@component\nclass ClassCap:\n    'At most so many a class.'\n    most: int = 5\n"
     )
     (tmp_path / "my_lab" / "empty.py").write_text("x = 1\n")
     monkeypatch.chdir(tmp_path)
     built = build("unmem.mitigations", {"kind": "my_lab.class_cap", "most": 7}, "here", [])
     assert built.most == 7
     assert find("unmem.mitigations", "my_lab.class_cap").summary == "At most so many a class."
-    for kind, message in (("my_lab.nothing", "no such module"), ("my_lab.empty", "exactly one class"), ("no.way", "no such")):
+    for kind, message in (
+        ("my_lab.nothing", "no such module"),
+        ("my_lab.empty", "exactly one class"),
+        ("no.way", "no such"),
+    ):
         (problem,) = problems_of("unmem.mitigations", {"kind": kind})
         assert message in problem
 

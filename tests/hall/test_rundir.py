@@ -14,14 +14,19 @@ from unmem.component import UserError
 from unmem.rundir import Stage, atomic, provenance, read_arrays, read_json, write_arrays, write_json
 
 
+def half_written(file: Path) -> None:
+    with atomic(file) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "a" / "x.json"
     write_json(file, {"a": 1})
     with pytest.raises(ValueError, match="JSON"):
         write_json(file, {"a": float("nan")})
-    with pytest.raises(RuntimeError), atomic(file) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        half_written(file)
     assert read_json(file) == {"a": 1}
     assert [entry.name for entry in file.parent.iterdir()] == ["x.json"]
 

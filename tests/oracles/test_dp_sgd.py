@@ -28,8 +28,6 @@ from unmem.train.models.unet import UNet
 ALONE = SimpleNamespace(process_index=0, num_processes=1, device="cpu", reduce=lambda x, how: x)
 
 
-
-
 def private(plan: DPPlan, secret: int = 5, physical_batch: int = 256) -> PrivateUpdate:
     return PrivateUpdate(plan, secret=secret, lr=0.1, physical_batch=physical_batch, holds_for="a test")
 
@@ -208,9 +206,7 @@ def test_calibration_agrees_with_known_noise_and_with_another_accountant(
     plan = DPPlan.calibrate(epsilon=epsilon, delta=delta, n=n, expected_batch=batch, steps=steps, clip=1.0)
     assert plan.noise_multiplier == pytest.approx(sigma, rel=0.005)
     assert epsilon - 0.02 <= plan.epsilon <= epsilon
-    step = dp_accounting.PoissonSampledDpEvent(
-        plan.sample_rate, dp_accounting.GaussianDpEvent(plan.noise_multiplier)
-    )
+    step = dp_accounting.PoissonSampledDpEvent(plan.sample_rate, dp_accounting.GaussianDpEvent(plan.noise_multiplier))
     pld = PLDAccountant().compose(step, steps).get_epsilon(delta)
     assert abs(plan.epsilon - pld) < 0.02
 

@@ -34,7 +34,9 @@ def photographs() -> ImageSet:
 def test_hashes_and_neighbours_are_imagededups(photographs: ImageSet, method: str) -> None:
     import imagededup.methods
 
-    encoder = getattr(imagededup.methods, {"phash": "PHash", "dhash": "DHash", "whash": "WHash", "ahash": "AHash"}[method])(verbose=False)
+    encoder = getattr(
+        imagededup.methods, {"phash": "PHash", "dhash": "DHash", "whash": "WHash", "ahash": "AHash"}[method]
+    )(verbose=False)
     encodings = {str(i): encoder.encode_image(image_array=image) for i, image in enumerate(photographs.images())}
     hashes = perceptual_hashes(photographs, method)
     assert [f"{value:016x}" for value in hashes.tolist()] == list(encodings.values())

@@ -94,7 +94,9 @@ def test_tpr_is_withheld_where_non_members_cannot_resolve_it() -> None:
 
 def test_balanced_accuracy_is_not_flattered_by_its_own_choice() -> None:
     """On pure noise the best threshold on all data beats a half; chosen on the other half it does not."""
-    values = [balanced_accuracy(*scores(stream(k, "flat"), 0.0, 30, 30), 0.95, stream(k, "b")).value for k in range(200)]
+    values = [
+        balanced_accuracy(*scores(stream(k, "flat"), 0.0, 30, 30), 0.95, stream(k, "b")).value for k in range(200)
+    ]
     naive = []
     for k in range(200):
         members, nonmembers = scores(stream(k, "flat"), 0.0, 30, 30)

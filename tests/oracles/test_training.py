@@ -37,10 +37,12 @@ class Interrupted(Plain):
         return super().update(step, size, losses)
 
 
-def fit(data: ImageSet, config: Train, directory: Path, *, die_at: int = -1, key: str = "k") -> None:
+def fit(
+    data: ImageSet, config: Train, directory: Path, *, die_at: int = -1, key: str = "k", model: UNet = MODEL
+) -> None:
     rule = Interrupted(len(data), config, seed=0)
     rule.die_at = die_at
-    train(data, MODEL, config, rule, directory, key=key, seed=0, accelerator=make_accelerator(config))
+    train(data, model, config, rule, directory, key=key, seed=0, accelerator=make_accelerator(config))
 
 
 def weights(directory: Path) -> bytes:
@@ -71,6 +73,16 @@ def test_a_run_that_died_anywhere_ends_in_the_same_bits(data: ImageSet, often: T
         assert weights(broken) == weights(tmp_path / "whole")
         assert (broken / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
         assert not (broken / "state").exists()
+
+
+def test_dropout_is_a_function_of_position_too(data: ImageSet, often: Train, tmp_path: Path) -> None:
+    dropping = UNet(channels=(8, 16), layers=1, conditioning="class", dropout=0.3)
+    fit(data, often, tmp_path / "whole", model=dropping)
+    torch.randn(1000)  # somebody else draws from the global generator
+    with pytest.raises(Killed):
+        fit(data, often, tmp_path / "broken", die_at=3, model=dropping)
+    fit(data, often, tmp_path / "broken", model=dropping)
+    assert weights(tmp_path / "broken") == weights(tmp_path / "whole")
 
 
 def test_micro_batches_change_float_order_alone(data: ImageSet, small_train: Train, tmp_path: Path) -> None:
@@ -107,13 +119,21 @@ def test_the_pipeline_is_a_normal_diffusers_folder(data: ImageSet, small_train: 
 
     fit(data, small_train, tmp_path)
     files = {file.name for file in tmp_path.rglob("*") if file.is_file()}
-    assert files == {"metrics.jsonl", "model_index.json", "config.json", "scheduler_config.json", "diffusion_pytorch_model.safetensors"}
+    assert files == {
+        "metrics.jsonl",
+        "model_index.json",
+        "config.json",
+        "scheduler_config.json",
+        "diffusion_pytorch_model.safetensors",
+    }
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipeline.scheduler.config.beta_schedule == "squaredcos_cap_v2"
 
 
 @pytest.mark.parametrize("scheduler", ["ddim", "dpm_solver++"])
-def test_sample_k_is_the_same_image_at_any_batch_size(data: ImageSet, small_train: Train, tmp_path: Path, scheduler: Any) -> None:
+def test_sample_k_is_the_same_image_at_any_batch_size(
+    data: ImageSet, small_train: Train, tmp_path: Path, scheduler: Any
+) -> None:
     fit(data, small_train, tmp_path)
     pipeline = open_pipeline(tmp_path / "pipeline")
     config = Sampling(scheduler=scheduler, steps=6, guidance=2.0, batch=16)
@@ -127,10 +147,16 @@ def test_sample_k_is_the_same_image_at_any_batch_size(data: ImageSet, small_trai
     assert not np.array_equal(whole, other)
 
 
-def test_sampling_resumes_part_by_part(data: ImageSet, small_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_resumes_part_by_part(
+    data: ImageSet, small_train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("unmem.train.sampling.PART", 8)
     fit(data, small_train, tmp_path)
-    pipeline, config, accelerator = open_pipeline(tmp_path / "pipeline"), Sampling(steps=2), make_accelerator(small_train)
+    pipeline, config, accelerator = (
+        open_pipeline(tmp_path / "pipeline"),
+        Sampling(steps=2),
+        make_accelerator(small_train),
+    )
     sample_to_disk(pipeline, config, 20, tmp_path / "whole", seed=0, accelerator=accelerator)
     np.save(tmp_path / "marker.npy", np.full((8, 8, 8, 1), 7, np.uint8))
     (tmp_path / "broken").mkdir()

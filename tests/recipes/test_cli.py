@@ -101,7 +101,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         ("schema: 1", "schema: 2", "schema: must be 1; got 2"),
         ("against: baseline", "against: nobody", "compare.against: must be one of the arms baseline"),
         ("baseline: []", "baseline: 3", "arms.baseline: needs a list of mitigations"),
-        ("baseline: []", "base/line: []", "arms.base/line: an arm's name becomes a folder"),
+        ("baseline: []", "base/line: []", "arms.base/line: the name 'base/line' becomes a folder"),
         ("{kind: blind}", "{kind: loss}", "attacks[3]: is a second 'loss'; tell them apart by 'name'"),
         ("conditioning: class", "conditioning: none", "quality.classifier: needs a class-conditional model"),
         ("hash: phash", "hash: md5", "arms.dedup[0].hash: input should be 'phash', 'dhash', 'whash' or 'ahash'"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
-from unmem.component import Fraction, component
+from unmem.component import Confidence, component
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.results import Distances, Matches, Result, Scores
 from unmem.evaluate.statistics import (
@@ -35,8 +36,8 @@ class Compare:
     """
 
     against: str = "baseline"
-    tpr_at_fpr: tuple[Fraction, ...] = (0.01,)
-    confidence: Fraction = 0.95
+    tpr_at_fpr: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (0.01,)
+    confidence: Confidence = 0.95
 
 
 def analyse(result: Result, audit: Audit, dropped: frozenset[str], compare: Compare, seed: int) -> dict[str, Any]:

@@ -111,8 +111,13 @@ def draw(source: ImageSet, split: Split, seed: int) -> Audit:
     planted = split.planted or Planted(images=0, copies=1)
     if planted.images > split.members:
         raise UserError(f"data.planted.images: {planted.images} is more than the {split.members} members")
-    order = sorted(source.ids, key=lambda name: uniform_of(seed, name, salt="split"))
-    members, nonmembers = order[: split.members], order[split.members : wanted]
+    # equal images share their ids' hash: they stay together, so that none is a member and held out at once
+    order = sorted(source.ids, key=lambda name: (uniform_of(seed, _content(name), salt="split"), name))
+    members = order[: split.members]
+    seen = {_content(name) for name in members}
+    nonmembers = [name for name in order[split.members :] if _content(name) not in seen][: split.nonmembers]
+    if len(nonmembers) < split.nonmembers:
+        raise UserError(f"data: only {len(nonmembers)} images are not copies of members; {split.nonmembers} are wanted")
     chosen = sorted(members, key=lambda name: uniform_of(seed, name, salt="planted"))[: planted.images]
     data, copies = source.select(members + nonmembers), {}
     if chosen and planted.copies > 1:
@@ -120,6 +125,11 @@ def draw(source: ImageSet, split: Split, seed: int) -> Audit:
         copies = {name: name.rsplit("#", 1)[0] for name in extra.ids}
         data = concatenate(data, extra)
     return Audit(data, tuple(members), tuple(nonmembers), tuple(chosen), copies)
+
+
+def _content(name: str) -> str:
+    """The part of an id that says what the image looks like."""
+    return name.split(":", 1)[0]
 
 
 def _copies(originals: ImageSet, planted: Planted, seed: int) -> ImageSet:

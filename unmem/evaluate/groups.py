@@ -34,7 +34,7 @@ def group_images(points: np.ndarray, threshold: float) -> np.ndarray:
     graph = coo_array((np.ones(len(rows), np.int8), (rows, near.indices[inside])), shape=(n, n))
     _, label = connected_components(graph, directed=False)
     _, first = np.unique(label, return_index=True)
-    return first[label].astype(np.int64)
+    return np.asarray(first[label], dtype=np.int64)
 
 
 def nearest_groups(

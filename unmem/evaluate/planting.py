@@ -51,4 +51,4 @@ def _shifted(image: np.ndarray, direction: np.ndarray) -> np.ndarray:
     down, right = max(1, height // 16) * int(direction[0]), max(1, width // 16) * int(direction[1])
     rows = np.clip(np.arange(height) - down, 0, height - 1)
     columns = np.clip(np.arange(width) - right, 0, width - 1)
-    return image[rows][:, columns]
+    return np.asarray(image[rows][:, columns])

@@ -51,6 +51,8 @@ class DPSGD:
             holds_for: the data set that the guarantee is about, in words.
             state: the trainer's resumable state; the secret lies there until training ends.
         """
+        from accelerate import PartialState
+
         from unmem.mitigations.dp_update import PrivateUpdate
         from unmem.mitigations.privacy import DPPlan
 
@@ -63,15 +65,17 @@ class DPSGD:
             steps=-(-(self.images or train.images) // batch),
             clip=self.clip,
         )
-        void = None if self.known_seed is None else "privacy_void: seed known"
-        secret = _secret(state / "secret.json") if self.known_seed is None else self.known_seed
+        secret = self.known_seed
+        if secret is None:
+            with PartialState().main_process_first():  # the others read what the first has written
+                secret = _secret(state / "secret.json")
         return PrivateUpdate(
             plan,
             secret=secret,
             lr=self.lr or train.lr,
             physical_batch=self.physical_batch,
             holds_for=holds_for,
-            void=void,
+            void=None if self.known_seed is None else "privacy_void: seed known",
         )
 
 

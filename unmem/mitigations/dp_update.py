@@ -53,12 +53,6 @@ class PrivateUpdate:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
         """Attach the hooks; every process keeps a whole model, and sums are reduced by hand before the noise."""
         self._accelerator = accelerator
-        # one secret for all: each process draws the same batches and the same noise, and takes its own share
-        if accelerator.num_processes > 1:
-            from accelerate.utils import broadcast_object_list
-
-            self._secret = broadcast_object_list([self._secret])[0]
-            self.seed = derive(self._secret, "losses")
         self._hooks = Hooks(model, loss_reduction="sum")
         self._optimizer = DPOptimizer(
             optimizer,
@@ -70,7 +64,7 @@ class PrivateUpdate:
         return model
 
     def positions(self, step: int) -> np.ndarray:
-        """The step's Poisson batch; it may be empty."""
+        """The step's Poisson batch, drawn by every process alike from the common secret; it may be empty."""
         return self.plan.batch(self._secret, step)
 
     def update(self, step: int, size: int, losses: Losses) -> float:
@@ -91,7 +85,8 @@ class PrivateUpdate:
         """Detach the hooks; the statement."""
         self._hooks.cleanup()
         statement = self.plan.spent(holds_for=self._holds_for, void=self._void)
-        return {**statement.as_json(), "examples_without_finite_gradient": self.skipped}
+        skipped = self._accelerator.reduce(torch.tensor(self.skipped, device=self._accelerator.device), "sum")
+        return {**statement.as_json(), "examples_without_finite_gradient": int(skipped)}
 
     def _sum_clipped(self, size: int, losses: Losses) -> float:
         """Sum this process's clipped gradients into ``summed_grad``; returns the sum of its losses."""

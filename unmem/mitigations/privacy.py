@@ -148,6 +148,7 @@ class DPPlan:
                 "quality and attack figures computed on private images",
                 "the choice of hyper-parameters",
                 "the number of training images",
+                "the number of examples without a finite gradient",
             ),
             void=void,
         )

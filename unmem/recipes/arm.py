@@ -178,7 +178,12 @@ def _mitigate(arm: Arm, audit: Audit, directory: Path) -> None:
     data, dropped = audit.training, []
     for i, part in enumerate(arm.recipe.arms[arm.name]):
         if hasattr(part, "apply"):
-            data, ledger = part.apply(data, stream(arm.recipe.seed, "mitigation", arm.name, i))
+            kept, ledger = part.apply(data, stream(arm.recipe.seed, "mitigation", arm.name, i))
+            if sorted([*kept.ids, *(entry.id for entry in ledger)]) != sorted(data.ids):
+                raise UserError(f"{kind_of(part)}: its ledger does not account for every image that it was given")
+            if not np.array_equal(kept.rows, data.select(kept.ids).rows) or kept.store is not data.store:
+                raise UserError(f"{kind_of(part)}: may leave images out, but neither change nor add any")
+            data = kept
             dropped += [asdict(entry) for entry in ledger]
     write_json(directory / "ledger.json", {"kept": len(data), "dropped": dropped})
 

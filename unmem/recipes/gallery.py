@@ -57,7 +57,7 @@ def picture(image: np.ndarray) -> str:
 
 def _image(audit: Audit, name: str) -> np.ndarray:
     """One image of the audit's data by id."""
-    return audit.data.select([name]).images()[0]
+    return np.asarray(audit.data.select([name]).images()[0])
 
 
 def _groups(ledger: Path, audit: Audit) -> dict[str, Any]:

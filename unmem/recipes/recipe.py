@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,12 +201,14 @@ def _arms(spec: Any, problems: list[Problem]) -> dict[str, tuple[Any, ...]]:
     arms = {}
     for arm, parts in spec.items():
         path = f"arms.{arm}"
-        if not arm or set(arm) & set('/\\:*?"<>|. ') or arm.startswith("-"):
-            problems.append(Problem(path, "an arm's name becomes a folder: letters, digits, '+', '-' and '_'"))
+        _check_folder(arm, path, problems)
         if not isinstance(parts, list):
             problems.append(Problem(path, f"needs a list of mitigations (empty for none); got {parts!r}"))
             continue
         built = [build(ROOMS["mitigations"], part, f"{path}[{i}]", problems) for i, part in enumerate(parts)]
+        for i, part in enumerate(built):
+            if part is not None and not hasattr(part, "apply") and not hasattr(part, "update_rule"):
+                problems.append(Problem(f"{path}[{i}]", "has neither apply() nor update_rule(): it mitigates nothing"))
         if sum(hasattr(part, "update_rule") for part in built) > 1:
             problems.append(Problem(path, "has more than one mitigation of training; give each an arm of its own"))
         arms[arm] = tuple(built)
@@ -221,12 +224,19 @@ def _named(spec: Any, section: str, problems: list[Problem]) -> dict[str, Any]:
     for i, part in enumerate(spec):
         path = f"{section}[{i}]"
         name = _name(part)
+        _check_folder(name.replace(".", "_"), path, problems)
         if name in named:
             problems.append(Problem(path, f"is a second {name!r}; tell them apart by 'name'"))
         if isinstance(part, Mapping):
             part = {key: value for key, value in part.items() if key != "name"}
         named[name] = build(ROOMS[section], part, path, problems)
     return named
+
+
+def _check_folder(name: str, path: str, problems: list[Problem]) -> None:
+    """A name that becomes a folder must be one on every system."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_+-]*", name):
+        problems.append(Problem(path, f"the name {name!r} becomes a folder: letters, digits, '+', '-' and '_'"))
 
 
 def _name(part: Any) -> str:

@@ -90,8 +90,7 @@ def open_run(root: Path) -> Recipe:
     if not file.exists():
         raise UserError(f"{root}: holds no run (no recipe.yaml)")
     problems: list[Any] = []
-    name = read_json(root / "run.json")["name"] if (root / "run.json").exists() else root.name
-    recipe = check(yaml_file.read(file), name, problems)
+    recipe = check(yaml_file.read(file), root.name, problems)
     if recipe is None:
         raise UserError("\n".join(f"{file}: {problem}" for problem in problems))
     return recipe

@@ -20,7 +20,7 @@ def verdict(comparison: dict[str, Any]) -> list[str]:
 def _arm(name: str, arm: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
     """What one arm gives away."""
     data, parts = comparison["data"], []
-    for attack in arm["attacks"].values():
+    for attack_name, attack in arm["attacks"].items():
         figures = attack["estimates"]
         if attack["type"] == "extraction":
             text = f"{figures['extracted']['n']['successes']} of {data['members']} training images can be extracted"
@@ -32,7 +32,7 @@ def _arm(name: str, arm: dict[str, Any], comparison: dict[str, Any]) -> list[str
         elif attack["type"] == "membership" and attack["kind"] != "blind":
             auc = figures["auc"]
             leak = "membership shows" if auc["low"] > 0.5 else "membership does not show"
-            parts.append(f"{leak} (AUC {auc['value']:.2f}, {auc['low']:.2f} to {auc['high']:.2f})")
+            parts.append(f"{leak} ({attack_name} AUC {auc['value']:.2f}, {auc['low']:.2f} to {auc['high']:.2f})")
     sentences = [f"{name}: {'; '.join(parts)}."] if parts else []
     if (spent := arm["privacy"]) is not None:
         sentences.append(_proven(name, spent, data))
@@ -46,11 +46,16 @@ def _proven(name: str, spent: dict[str, Any], data: dict[str, Any]) -> str:
     text = f"{name}: proven epsilon {_upward(spent['epsilon'])} at delta {spent['delta']:g} for one image"
     copies = data["copies"]
     if data["planted"] and copies > 1 and spent["training_images"] == data["training_images"]:
-        text += (
-            f"; an image that stands {copies} times in the set is {copies} units, for which only "
-            f"epsilon {_upward(copies * spent['epsilon'])} is proven, which protects nobody"
-        )
+        text += f"; an image that stands {copies} times in the set is {copies} units, {_group(spent, copies)}"
     return text + f". It holds for {spent['holds_for']}."
+
+
+def _group(spent: dict[str, Any], k: int) -> str:
+    """What group privacy gives k copies: k epsilon at delta k e^((k-1) epsilon) delta."""
+    exponent = (k - 1) * spent["epsilon"] + math.log(k * spent["delta"])
+    if exponent >= 0:
+        return "for which nothing is proven"
+    return f"for which epsilon {_upward(k * spent['epsilon'])} at delta {math.exp(exponent):.1g} is proven"
 
 
 def _upward(epsilon: float) -> str:

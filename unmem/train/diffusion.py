@@ -43,7 +43,7 @@ class Diffusion:
         """The un-reduced denoising loss, float32 [b]: squared error of the prediction, mean over pixels."""
         signal, noise = self._scales(t)
         target = eps if self.prediction == "epsilon" else signal * eps - noise * x0
-        predicted = model(self.noised(x0, t, eps), t, class_labels=labels).sample
+        predicted: Tensor = model(self.noised(x0, t, eps), t, class_labels=labels).sample
         return (predicted.float() - target).square().flatten(1).mean(1)
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ again resumes from the last checkpoint and ends in the same weights, bit for bit
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -80,8 +81,10 @@ def train(
         torch.manual_seed(derive(seed, "init"))
         network = model_spec.build(data.shape, num_classes).to(accelerator.device)
     scheduler = make_scheduler(config.noise_schedule, config.prediction, config.timesteps)
-    averaged = torch.optim.swa_utils.AveragedModel(network, multi_avg_fn=_average(config.ema))
-    optimizer = torch.optim.AdamW(network.parameters(), lr=rule.lr, weight_decay=config.weight_decay)
+    averaged = copy.deepcopy(network)
+    averages: list[Tensor] = list(averaged.parameters())
+    weights: list[Tensor] = list(network.parameters())
+    optimizer = torch.optim.AdamW(weights, lr=rule.lr, weight_decay=config.weight_decay, foreach=True)
     forward = rule.prepare(network, optimizer, accelerator)
 
     file = directory / "state" / "checkpoint.safetensors"
@@ -95,12 +98,14 @@ def train(
             lr = rule.lr * _rate(step / rule.steps, config)
             for group in optimizer.param_groups:
                 group["lr"] = lr
+            torch.manual_seed(derive(rule.seed, "dropout", step, accelerator.process_index))
             positions = rule.positions(step)
             draw = _Draw(data, positions, config, num_classes if model_spec.conditioning == "class" else None)
             draw.randomise(rule.seed, step, accelerator.device)
             part = rule.update(step, len(positions), partial(draw.losses, diffusion, forward, accelerator))
-            averaged.update_parameters(network)
             step += 1
+            with torch.no_grad():  # warming up, so that a short run is not an average over its start
+                torch._foreach_lerp_(averages, weights, 1 - min(config.ema, (1 + step) / (10 + step)))
             if step % every == 0 or step == rule.steps:
                 loss = float(accelerator.reduce(torch.tensor(part, device=accelerator.device), "sum"))
                 if not math.isfinite(loss):
@@ -117,7 +122,7 @@ def train(
         log.flush()
         if privacy is not None:
             write_json(directory / "privacy.json", privacy)
-        _save_pipeline(averaged.module, scheduler, directory / "pipeline")
+        _save_pipeline(averaged, scheduler, directory / "pipeline")
         shutil.rmtree(directory / "state", ignore_errors=True)
     accelerator.wait_for_everyone()
 
@@ -190,16 +195,6 @@ def _rate(done: float, config: Train) -> float:
     if config.decay == "none":
         return 1.0
     return 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / max(1 - config.warmup, 1e-9)))
-
-
-def _average(decay: float) -> Any:
-    """The moving average's step, warming up so that a short run is not an average over its start."""
-
-    def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        n = float(count)
-        torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return torch.no_grad()(update)
 
 
 def _save_pipeline(network: Any, scheduler: Any, target: Path) -> None:

@@ -62,8 +62,10 @@ class Plain:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
         """Wrap for several processes, where there are several."""
         self._accelerator, self._optimizer = accelerator, optimizer
-        self._model: nn.Module = accelerator.prepare_model(model)
-        return self._model
+        self._weights = list(model.parameters())
+        prepared: nn.Module = accelerator.prepare_model(model)
+        self._model = prepared
+        return prepared
 
     def positions(self, step: int) -> np.ndarray:
         """The step's window on an endless row of shuffled epochs."""
@@ -82,7 +84,7 @@ class Plain:
                 loss = losses(slots).sum() / size
                 accelerator.backward(loss * accelerator.num_processes)
             total += float(loss.detach())
-        accelerator.clip_grad_norm_(self._model.parameters(), self._config.max_grad_norm)
+        accelerator.clip_grad_norm_(self._weights, self._config.max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad()
         return total

@@ -79,4 +79,4 @@ def _merge(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     rows, columns = np.tile(np.arange(n), 2), np.concatenate([first, second_first])
     _, label = connected_components(coo_array((np.ones(2 * n, np.int8), (rows, columns)), shape=(n, n)), directed=False)
     _, start = np.unique(label, return_index=True)
-    return start[label]
+    return np.asarray(start[label])

@@ -41,4 +41,4 @@ class NearestDistance:
 def _nearest(queries: np.ndarray, data: ImageSet) -> np.ndarray:
     """float64 [q]: L2 over the root of the number of values."""
     points = data.flat()
-    return top_k(queries, points, 1).distances[:, 0].astype(np.float64) / np.sqrt(points.shape[1])
+    return np.asarray(top_k(queries, points, 1).distances[:, 0] / np.sqrt(points.shape[1]), dtype=np.float64)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from unmem.component import Positive, PositiveFloat, component
+from unmem.component import Confidence, Positive, PositiveFloat, component
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.measure import Measured
 from unmem.evaluate.statistics import rate
@@ -32,7 +32,7 @@ class Classifier:
     steps: Positive = 500
     batch: Positive = 128
     lr: PositiveFloat = 1e-3
-    confidence: float = 0.95
+    confidence: Confidence = 0.95
 
     needs_labels: ClassVar[bool] = True
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 import numpy as np
 from pydantic import Field
 
-from unmem.component import Positive, build, component
+from unmem.component import Confidence, Positive, build, component
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.measure import Measured
 from unmem.evaluate.statistics import Estimate
@@ -45,7 +45,7 @@ class Frechet:
     samples: Positive
     features: dict[str, Any] = field(default_factory=lambda: {"kind": "random_convolutions"})
     resamples: Annotated[int, Field(ge=2)] = 100
-    confidence: float = 0.95
+    confidence: Confidence = 0.95
 
     needs_labels: ClassVar[bool] = False
 

@@ -52,13 +52,13 @@ class UNet:
             raise UserError("model.conditioning: 'class' needs a data set with labels; this one has none")
         return self._network(shape, num_classes, [r in self.attention for r in resolutions])
 
-    def _network(self, shape: tuple[int, int, int], num_classes: int | None, attends: list[bool]) -> Any:
+    def _network(self, shape: tuple[int, int, int], num_classes: int | None, attends: list[bool]) -> nn.Module:
         """Build it, all checks done."""
         from diffusers import UNet2DModel
 
         height, width, channels = shape
         conditional = self.conditioning == "class" and num_classes is not None
-        return UNet2DModel(
+        network: nn.Module = UNet2DModel(
             sample_size=height if height == width else (height, width),
             in_channels=channels,
             out_channels=channels,
@@ -71,3 +71,4 @@ class UNet:
             norm_num_groups=self.norm_groups,
             num_class_embeds=num_classes + 1 if conditional and num_classes is not None else None,
         )
+        return network
