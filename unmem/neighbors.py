@@ -121,14 +121,13 @@ class _Search:
         self.origin = origin if product else torch.zeros_like(origin)
         self.product = product
         q, n, d, size = len(pending), len(points), len(origin), origin.itemsize
-        # Few points to a product keep what it makes in the cache; choosing is cheapest from all points at once.
+        # Few points to a product, so that what it makes stays in the cache; many to choose from at once.
         self.step = max(1, min(n, 1024, memory // (16 * d * size)))
         memory -= 2 * d * size * self.step
         row = size * (2 * d + 3 * self.step) + queries.itemsize * d + 80 * kept + 64
-        self.rows = max(min(1024, memory // (2 * row)), min(4096, memory // (row + n * size)))
-        self.rows = max(1, min(q, self.rows))
+        self.rows = max(1, min(q, 4096, memory // (2 * row)))
         memory -= row * self.rows
-        self.columns = max(1, min(n, memory // (size * self.rows + 16 * torch.get_num_threads())))
+        self.columns = max(1, min(n, 2**14, memory // (size * self.rows + 16 * torch.get_num_threads())))
         self.a, self.b, self.keys = (
             _buffer(origin, *shape) for shape in ((self.rows, d), (self.step, d), (self.rows * self.columns,))
         )

@@ -168,8 +168,9 @@ def roc(members: np.ndarray, nonmembers: np.ndarray, most: int = 200) -> list[tu
     tpr = 1 - np.searchsorted(np.sort(members), thresholds, side="left") / len(members)
     if len(thresholds) > most:
         wanted = np.concatenate([np.geomspace(1 / len(nonmembers), 1, most // 2), np.linspace(0, 1, most // 2)])
-        last = np.searchsorted(fpr, np.sort(wanted), side="right") - 1  # the best TPR at each of these FPRs
-        keep = np.unique(last.clip(min=0))
+        # both ends of the steps at these FPRs, so that thinning neither adds area nor takes any away
+        ends = [np.searchsorted(fpr, wanted, side="left"), np.searchsorted(fpr, wanted, side="right") - 1]
+        keep = np.unique(np.concatenate(ends).clip(0, len(fpr) - 1))
         fpr, tpr = fpr[keep], tpr[keep]
     return [(0.0, 0.0), *((round(float(f), 6), round(float(t), 6)) for f, t in zip(fpr, tpr, strict=True)), (1.0, 1.0)]
 
