@@ -241,3 +241,11 @@ def test_tensorboard_by_one_line(data: ImageSet, small_train: Train, tmp_path: P
     rule = Plain(len(data), config, 0)
     train(data, MODEL, config, rule, tmp_path, key="k", seed=0, accelerator=make_accelerator(config, tmp_path))
     assert list(tmp_path.rglob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize(("tracker", "message"), [("tensorbord", "unknown 'tensorbord'; have"), ("aim", "not installed")])
+def test_a_tracker_that_cannot_be_had_is_one_message(small_train: Train, tracker: str, message: str) -> None:
+    from dataclasses import replace
+
+    with pytest.raises(UserError, match=message):
+        make_accelerator(replace(small_train, trackers=(tracker,)))

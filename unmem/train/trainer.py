@@ -34,11 +34,22 @@ LOGGED_ROWS = 200  # rows of metrics.jsonl over a whole run: a curve, not a burd
 
 
 def make_accelerator(config: Train, directory: Path | None = None) -> Any:
-    """accelerate's view of devices, precision and processes."""
+    """accelerate's view of devices, precision and processes.
+
+    Raises:
+        UserError: for a tracker that accelerate does not know, or that is not installed.
+    """
     from datetime import timedelta
 
     from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+    installed = {str(tracker) for tracker in get_available_trackers()}
+    for tracker in config.trackers:
+        if tracker not in set(map(str, LOGGER_TYPE_TO_CLASS)):
+            raise UserError(f"train.trackers: unknown {tracker!r}; have {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}")
+        if tracker not in installed:
+            raise UserError(f"train.trackers: {tracker!r} is not installed; run pip install {tracker}")
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # others wait while one process attacks
     return Accelerator(
         mixed_precision=config.precision,
@@ -124,6 +135,8 @@ def train(
             write_json(directory / "privacy.json", privacy)
         _save_pipeline(averaged, scheduler, directory / "pipeline")
         shutil.rmtree(directory / "state", ignore_errors=True)
+    if config.trackers:
+        accelerator.end_training()
     accelerator.wait_for_everyone()
 
 
