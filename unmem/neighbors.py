@@ -36,12 +36,12 @@ def top_k(
     """Find the ``k`` points nearest to each query by plain Euclidean distance.
 
     A float32 matrix product ranks all points and keeps a few more than ``k`` of them, whose distances are then
-    computed from the differences, in float64. The product comes with a proven bound on its rounding error, and
-    a query for which the bound cannot rule out that a point left out is among the nearest is done again with a
-    float64 product, then, if that does not settle it either, from the differences to every point. So the answer
-    is exact, however far from the origin the data lies; only points whose distances are equal to within
+    computed from the differences. The product comes with a proven bound on its rounding error, and a query for
+    which the bound cannot rule out that a point left out is among the nearest is done again with a float64
+    product, then, if that does not settle it either, from the differences to every point. So the neighbors are
+    the true ones, however far from the origin the data lies: only points whose distances are equal to within
     float32 rounding may stand in for each other. Neighbors at equal distances come in order of index, and an
-    exact duplicate is at distance 0.
+    exact duplicate is at distance 0. A difference below 1e-18 may count as none.
 
     Args:
         queries: [q, d], uint8, float16, float32 or float64; may be a memory map.
@@ -74,7 +74,7 @@ def top_k(
     if not 1 <= k <= n:
         raise ValueError(f"k must be 1 to {n}, the number of points, got {k}")
     kept = min(n, k + max(8, k // 4))  # more of them settle more queries at once, but each costs a distance
-    least = 128 * d + 512 * kept + 32 * q + 4096
+    least = 256 * d + 512 * kept + 32 * q + 8192
     if memory < least:
         raise ValueError(f"memory must be at least {least} bytes for such q, d and k, got {memory}")
 
@@ -124,7 +124,7 @@ class _Search:
         # Few points to a product, so that what it makes stays in the cache; many to choose from at once.
         self.step = max(1, min(n, 1024, memory // (16 * d * size)))
         memory -= 2 * d * size * self.step
-        row = size * (2 * d + 3 * self.step) + queries.itemsize * d + 80 * kept + 64
+        row = size * 3 * (d + self.step) + queries.itemsize * d + 80 * kept + 64
         self.rows = max(1, min(q, 4096, memory // (2 * row)))
         memory -= row * self.rows
         self.columns = max(1, min(n, 2**14, memory // (size * self.rows + 16 * torch.get_num_threads())))
@@ -144,21 +144,25 @@ class _Search:
             near, others = self._choose(block)
             exact, near = _rank(block, self.points, near, self.chunk)
             found.distances[rows], found.indices[rows] = exact[:, :k].float().cpu(), near[:, :k].cpu()
-            unsettled.append(rows[(exact[:, k - 1] * (1 - 2**-24) > others).cpu()])
+            unsettled.append(rows[(exact[:, k - 1] * (1 - 2**-22) > others).cpu()])
         return torch.cat(unsettled)
 
     def _choose(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Candidates for each query, and a distance below which no other point is.
+        """Candidates for each query, and a distance below which there is no other point.
 
-        With a and b a query and a point as seen from the origin, in d dimensions and arithmetic of unit roundoff
-        u, |b|² - 2ab is computed to within s (2|a||b| + |b|²), s = (d + 8) u / (1 - (d + 8) u), in whatever
-        order the product is summed, the rounding of a and b included. As 2|a||b| is at most |a|² + |b|²,
+        Let a and b be a query and a point as seen from the origin, in d dimensions and arithmetic of unit
+        roundoff u. The product, in whatever order it is summed, is off by at most d u |a||b|, to first order;
+        everything else that is rounded on the way to |b|² - 2ab, the lengths and a and b themselves included,
+        adds less than 96 u (|a|² + |b|²). As 2|a||b| is no more than |a|² + |b|², the true |a - b|² is at least
+        (1 - s) |a|² + (1 - s) |b|² - 2ab with s = (d + 96) u / (1 - (d + 96) u). Points are chosen by the part of
+        this that depends on them.
         """
         import torch
 
         n, d = self.points.shape
         a = self.a[: len(block)]
-        slack = (d + d / 32 + 96) * torch.finfo(a.dtype).eps / 2
+        # float64 counts double: there the lengths are summed in that same precision.
+        slack = (d + 96) * (2**-24 if a.dtype == torch.float32 else 2**-52)
         slack = slack / (1 - slack) if slack < 1 else math.inf
         a_squares = self._center(block, a)
         a *= -2 if self.product else 1
@@ -175,17 +179,19 @@ class _Search:
             ):
                 b = self.b[: len(part)]
                 b_squares = self._center(part, b)
-                if not self.product:
+                if self.product:
+                    torch.add(times(b), (b_squares * (1 - slack)).to(key), out=key)
+                else:
                     key.copy_(torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist"))
-                    continue
-                torch.add(times(b), (b_squares * (1 - slack)).to(key), out=key)
             key, at = keys.topk(min(self.kept, width), sorted=False, largest=False)
             best, near = torch.cat([best, key], 1), torch.cat([near, at.add_(start)], 1)
             best, at = best.topk(min(self.kept, best.shape[1]), sorted=False, largest=False)
             near = near.gather(1, at)
         if self.kept == n or not self.product:
             return near, torch.full_like(a_squares, math.inf)
-        others = best.amax(1).double() + a_squares * (1 - slack) - d * torch.finfo(best.dtype).tiny
+        others = (
+            best.amax(1).double() + a_squares * (1 - slack) - 4 * d * torch.finfo(best.dtype).tiny
+        )  # or underflow
         return near, others.clamp_(min=0).sqrt_()
 
     def _center(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -258,14 +264,16 @@ def _mean(name: str, rows: torch.Tensor, chunk: int) -> torch.Tensor:
     import torch
 
     total = torch.zeros(rows.shape[1], device=rows.device)
-    for part in torch.split(rows, max(1, chunk // rows.shape[1])):
-        part = part.float()
-        low, high = part.aminmax() if len(part) else (total, total)
+    step = max(1, chunk // rows.shape[1])
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step].float()
+        low, high = part.aminmax()
         if not (low > -_LIMIT and high < _LIMIT):
             bad = part[~(part.abs() < _LIMIT)][0].item()
             raise ValueError(f"{name} must be finite and below {_LIMIT:g} in magnitude, got {bad:g}")
         total += part.sum(0)
-    return total / len(rows)
+    mean: torch.Tensor = total / max(1, len(rows))
+    return mean
 
 
 def _lengths(rows: torch.Tensor) -> torch.Tensor:
@@ -287,7 +295,9 @@ def _rank(
     d = block.shape[1]
     wide = min(near.shape[1], max(1, chunk // d))
     tall = max(1, chunk // (wide * d))
-    taken = _buffer(points, tall * wide, d)  # used again and again: fresh memory would cost more than the work
+    taken = _buffer(
+        points, tall * wide, d
+    )  # used again and again: fresh memory would cost more than the work
     for i in range(0, len(block), tall):
         for j in range(0, near.shape[1], wide):
             chosen = near[i : i + tall, j : j + wide]

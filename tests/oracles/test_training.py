@@ -243,7 +243,9 @@ def test_tensorboard_by_one_line(data: ImageSet, small_train: Train, tmp_path: P
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
-@pytest.mark.parametrize(("tracker", "message"), [("tensorbord", "unknown 'tensorbord'; have"), ("aim", "not installed")])
+@pytest.mark.parametrize(
+    ("tracker", "message"), [("tensorbord", "unknown 'tensorbord'; have"), ("aim", "not installed")]
+)
 def test_a_tracker_that_cannot_be_had_is_one_message(small_train: Train, tracker: str, message: str) -> None:
     from dataclasses import replace
 

@@ -94,6 +94,28 @@ def test_a_finished_run_started_again_does_nothing(recipe: Path, whole: Path) ->
     assert time.monotonic() - started < 30  # generous here; benchmarks/start_up.py measures it
 
 
+def test_a_run_that_died_before_its_report_is_concluded(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    import shutil
+
+    for missing in (["report.md"], ["comparison.json", "report.md"]):
+        root = tmp_path / "-".join(missing)
+        shutil.copytree(whole, root)
+        for name in missing:
+            (root / name).unlink()
+        done = unmem("run", recipe, "--out", root)
+        assert done.returncode == 0, done.stderr
+        assert "nothing to do" not in done.stdout
+        assert "private: no guarantee" in (root / "report.md").read_text()
+
+
+def test_a_recipe_without_attacks_still_trains(recipe: Path, tmp_path: Path) -> None:
+    changes = ("--set", "attacks=[]", "--set", "quality=[]", "--set", "train.images=64")
+    done = unmem("run", recipe, "--out", tmp_path / "run", "--arm", "plain", *changes)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "arms" / "plain" / "train" / "pipeline" / "model_index.json").exists()
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
+
+
 def killed_at_random(recipe: Path, root: Path, moments: list[float]) -> None:
     """Start the run and kill -9 the parent after each of these times; its children must notice by themselves."""
     for moment in moments:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,10 @@ from unmem.train.imageset import ImageSet
 if TYPE_CHECKING:
     from unmem.evaluate.targets.pipeline import Pipeline
     from unmem.train.update import UpdateRule
+
+
+Work = Callable[[Path], None]
+"""What a stage does, given its directory."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,7 @@ class Arm:
 
 def run_arm(arm: Arm) -> None:
     """Run, or resume, every stage of an arm; under ``accelerate launch`` on all processes together."""
-    from unmem.train.sampling import null_class, open_pipeline, sample_to_disk
-    from unmem.train.trainer import make_accelerator, train
+    from unmem.train.trainer import make_accelerator
 
     recipe, audit = arm.recipe, Audit.open(arm.root)
     if recipe.train.threads is not None:
@@ -109,68 +113,32 @@ def run_arm(arm: Arm) -> None:
 
         torch.set_num_threads(recipe.train.threads)
     accelerator = make_accelerator(recipe.train, arm.directory / "train")
-    main, stages = accelerator.is_main_process, arm.stages
-
-    def once(name: str, work: Callable[[Path], None]) -> None:
-        """On the main process alone; the others wait."""
-        if main:
-            _run_stage(stages[name], name, work)
-        accelerator.wait_for_everyone()
-
-    once("data", lambda directory: _mitigate(arm, audit, directory))
-
-    def fit(directory: Path) -> None:
-        data = arm.training_set(audit)
-        rule = _update_rule(arm, data, directory)
-        train(
-            data, recipe.model, recipe.train, rule, directory,
-            key=stages["train"].key, seed=recipe.seed, accelerator=accelerator,
-        )  # fmt: skip
-
-    def sample(directory: Path) -> None:
-        pipeline = open_pipeline(arm.directory / "train" / "pipeline")
-        sample_to_disk(
-            pipeline, recipe.sampling, recipe.samples, directory, seed=recipe.seed, accelerator=accelerator
-        )
-
-    for name, work in (("train", fit), ("samples", sample)):
-        if name == "samples" and recipe.samples == 0:
-            work = _nothing
-        _run_stage(stages[name], name, work, main=main, wait=accelerator.wait_for_everyone)
-
     target = _target(arm, str(accelerator.device))
-    for name, attack in recipe.attacks.items():
-        once(f"attacks/{name}", lambda directory, a=attack: _attack(arm, audit, a, target, directory))  # type: ignore[misc]
-    for name, measure in recipe.quality.items():
-        classes = len(audit.data.label_names) if getattr(recipe.model, "conditioning", "none") == "class" else None
-        once(
-            f"quality/{name}",
-            lambda directory, m=measure, c=classes: _measure(arm, audit, m, target, c, directory),  # type: ignore[misc]
-        )
-    once("gallery", lambda directory: gallery.make(arm.directory, audit, directory))
-
-
-def _run_stage(
-    stage: Stage, name: str, work: Callable[[Path], None], *, main: bool = True, wait: Callable[[], None] = lambda: None
-) -> None:
-    """Run a stage unless it is finished; on several processes all work, and the main one keeps the record."""
-    finished = stage.finished
-    wait()  # nobody may mark it as finished before all have looked
-    if finished:
-        return
-    if main:
-        stage.begin()
-    wait()
-    work(stage.directory)
-    wait()
-    if main:
-        stage.finish()
-        progress.say(f"{name}: {stage.seconds:.1f} s")
-    wait()
-
-
-def _nothing(directory: Path) -> None:
-    """A stage without work."""
+    alone: dict[str, Work] = {"data": partial(_mitigate, arm, audit)}
+    together: dict[str, Work] = {
+        "train": partial(_train, arm, audit, accelerator),
+        "samples": partial(_sample, arm, accelerator),
+    }
+    alone |= {f"attacks/{name}": partial(_attack, arm, audit, target, part) for name, part in recipe.attacks.items()}
+    alone |= {f"quality/{name}": partial(_measure, arm, audit, target, part) for name, part in recipe.quality.items()}
+    alone["gallery"] = partial(gallery.make, arm.directory, audit)
+    for name, stage in arm.stages.items():
+        finished = stage.finished
+        accelerator.wait_for_everyone()  # nobody may mark it as finished before all have looked
+        if finished:
+            continue
+        if accelerator.is_main_process:
+            stage.begin()
+        accelerator.wait_for_everyone()
+        if name in together:
+            together[name](stage.directory)
+        elif accelerator.is_main_process:
+            alone[name](stage.directory)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            stage.finish()
+            progress.say(f"{name}: {stage.seconds:.1f} s")
+        accelerator.wait_for_everyone()
 
 
 def _mitigate(arm: Arm, audit: Audit, directory: Path) -> None:
@@ -186,6 +154,27 @@ def _mitigate(arm: Arm, audit: Audit, directory: Path) -> None:
             data = kept
             dropped += [asdict(entry) for entry in ledger]
     write_json(directory / "ledger.json", {"kept": len(data), "dropped": dropped})
+
+
+def _train(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
+    """Train on what the data mitigations left."""
+    from unmem.train.trainer import train
+
+    data, recipe = arm.training_set(audit), arm.recipe
+    key = read_json(directory / "key.json")["key"]
+    rule = _update_rule(arm, data, directory)
+    train(data, recipe.model, recipe.train, rule, directory, key=key, seed=recipe.seed, accelerator=accelerator)
+
+
+def _sample(arm: Arm, accelerator: Any, directory: Path) -> None:
+    """Draw as many images as the attacks and measures want at most."""
+    from unmem.train.sampling import open_pipeline, sample_to_disk
+
+    if arm.recipe.samples:
+        pipeline = open_pipeline(arm.directory / "train" / "pipeline")
+        sample_to_disk(
+            pipeline, arm.recipe.sampling, arm.recipe.samples, directory, seed=arm.recipe.seed, accelerator=accelerator
+        )
 
 
 def _update_rule(arm: Arm, data: ImageSet, directory: Path) -> UpdateRule:
@@ -214,7 +203,7 @@ def _target(arm: Arm, device: str) -> Pipeline:
     return Pipeline(path=str(arm.directory / "train" / "pipeline"), images=str(images), device=device)
 
 
-def _attack(arm: Arm, audit: Audit, attack: Any, target: Pipeline, directory: Path) -> None:
+def _attack(arm: Arm, audit: Audit, target: Pipeline, attack: Any, directory: Path) -> None:
     """Attack, write the scores, then analyse what was written."""
     if missing := attack.needs - target.access:
         raise UserError(f"attack {kind_of(attack)} needs {', '.join(sorted(missing))}, which the target does not give")
@@ -225,10 +214,11 @@ def _attack(arm: Arm, audit: Audit, attack: Any, target: Pipeline, directory: Pa
     write_json(directory / "report.json", {"kind": kind_of(attack), **report})
 
 
-def _measure(arm: Arm, audit: Audit, measure: Any, target: Pipeline, classes: int | None, directory: Path) -> None:
+def _measure(arm: Arm, audit: Audit, target: Pipeline, measure: Any, directory: Path) -> None:
     """Measure quality."""
     samples = target.samples(measure.samples)
-    labels = None if classes is None else np.arange(len(samples)) % classes
+    conditional = getattr(arm.recipe.model, "conditioning", "none") == "class"
+    labels = np.arange(len(samples)) % len(audit.data.label_names) if conditional else None
     seed = derive(arm.recipe.seed, "quality", directory.name)
     measured = measure.measure(samples, labels, audit, seed)
     write_json(directory / "report.json", {"kind": kind_of(measure), **measured.as_json()})

@@ -65,7 +65,9 @@ def _arm(arm: Arm) -> dict[str, Any]:
 def _differences(arm: Arm, reference: Arm, audit: Audit) -> dict[str, Any]:
     """Paired differences of every attack's figures, arm minus reference, as ``attack.figure``."""
     found = {}
-    for name in arm.recipe.attacks:
+    for name, attack in arm.recipe.attacks.items():
+        if not attack.needs:
+            continue  # a control that never sees the model cannot differ
         pair = [results.load(a.directory / "attacks" / name / "scores.npz") for a in (arm, reference)]
         seed = derive(arm.recipe.seed, "difference", name)
         for figure, estimate in difference(pair[0], pair[1], audit, arm.recipe.compare, seed).items():

@@ -46,7 +46,7 @@ def run(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: list[str])
         upstream = prepare(recipe, root)
         arms = [Arm(recipe, name, root, upstream) for name in recipe.arms]
         waiting = [arm for arm in arms if (not only or arm.name in only) and not arm.finished]
-        if not waiting and (root / "comparison.json").exists():
+        if not waiting and _concluded(arms, root):
             progress.say(f"{root}: nothing to do, all of it is finished")
             return root
         _run_in_children(waiting, recipe)
@@ -208,6 +208,13 @@ def _conclude(recipe: Recipe, arms: list[Arm], root: Path, arguments: list[str])
     write_json(root / "comparison.json", compare(recipe, arms, root))
     write_json(root / "provenance.json", provenance(arguments, _device()))
     report.render(root)
+
+
+def _concluded(arms: list[Arm], root: Path) -> bool:
+    """Whether comparison and report speak of every finished arm."""
+    if not (root / "report.md").exists():  # the last file that is written
+        return False
+    return set(read_json(root / "comparison.json")["arms"]) == {arm.name for arm in arms if arm.finished}
 
 
 def _device() -> str:

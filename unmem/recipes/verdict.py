@@ -74,9 +74,9 @@ def _cautions(comparison: dict[str, Any]) -> list[str]:
                     "Caution: members can be told from held-out images without any model "
                     f"(blind AUC {figures['auc']['value']:.2f}); membership figures say little about the model."
                 )
-            if attack["type"] == "extraction" and figures["false_positives"]["n"]["successes"]:
+            if attack["type"] == "extraction" and (false := figures["false_positives"]["n"])["successes"]:
                 cautions.append(
-                    f"Caution: in {name} the extraction rule also matches held-out images, which no model has seen; "
-                    "so many of the counted ones are no evidence. Lower the threshold."
+                    f"Caution: in {name} the extraction rule also matches {false['successes']} of {false['trials']} "
+                    "held-out images, which no model has seen: at that rate, extracted images may be chance too."
                 )
     return list(dict.fromkeys(cautions))
