@@ -35,13 +35,13 @@ def top_k(
 ) -> Neighbors:
     """Find the ``k`` points nearest to each query by plain Euclidean distance.
 
-    A float32 matrix product ranks all points and keeps a few more than ``k`` of them, whose distances are then
-    computed from the differences. The product comes with a proven bound on its rounding error, and a query for
-    which the bound cannot rule out that a point left out is among the nearest is done again with a float64
-    product, then, if that does not settle it either, from the differences to every point. So the neighbors are
-    the true ones, however far from the origin the data lies: only points whose distances are equal to within
-    float32 rounding may stand in for each other. Neighbors at equal distances come in order of index, and an
-    exact duplicate is at distance 0. A difference below 1e-18 may count as none.
+    A float32 matrix product ranks all points and keeps a few more than ``k`` of them, whose distances are
+    then computed from the differences. The product comes with a proven bound on its rounding error, and a
+    query for which the bound cannot rule out that a point left out is among the nearest is done again with a
+    float64 product, then, if that does not settle it either, from the differences to every point. So the
+    neighbors are the true ones, however far from the origin the data lies: only points whose distances are
+    equal to within float32 rounding may stand in for each other. Neighbors at equal distances come in order
+    of index, and an exact duplicate is at distance 0. A difference below 1e-18 may count as none.
 
     Args:
         queries: [q, d], uint8, float16, float32 or float64; may be a memory map.
@@ -153,9 +153,9 @@ class _Search:
         Let a and b be a query and a point as seen from the origin, in d dimensions and arithmetic of unit
         roundoff u. The product, in whatever order it is summed, is off by at most d u |a||b|, to first order;
         everything else that is rounded on the way to |b|² - 2ab, the lengths and a and b themselves included,
-        adds less than 96 u (|a|² + |b|²). As 2|a||b| is no more than |a|² + |b|², the true |a - b|² is at least
-        (1 - s) |a|² + (1 - s) |b|² - 2ab with s = (d + 96) u / (1 - (d + 96) u). Points are chosen by the part of
-        this that depends on them.
+        adds less than 96 u (|a|² + |b|²). As 2|a||b| is no more than |a|² + |b|², the true |a - b|² is at
+        least (1 - s) |a|² + (1 - s) |b|² - 2ab with s = (d + 96) u / (1 - (d + 96) u). Points are chosen by
+        the part of this that depends on them.
         """
         import torch
 
@@ -189,9 +189,8 @@ class _Search:
             near = near.gather(1, at)
         if self.kept == n or not self.product:
             return near, torch.full_like(a_squares, math.inf)
-        others = (
-            best.amax(1).double() + a_squares * (1 - slack) - 4 * d * torch.finfo(best.dtype).tiny
-        )  # or underflow
+        underflow = 4 * d * torch.finfo(best.dtype).tiny
+        others = best.amax(1).double() + a_squares * (1 - slack) - underflow
         return near, others.clamp_(min=0).sqrt_()
 
     def _center(self, rows: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -281,7 +280,9 @@ def _lengths(rows: torch.Tensor) -> torch.Tensor:
     import torch
 
     pieces = rows.view(*rows.shape[:-1], -1, math.gcd(rows.shape[-1], 64))
-    return torch.linalg.vector_norm(torch.linalg.vector_norm(pieces, dim=-1), dim=-1, dtype=torch.float64)
+    lengths = torch.linalg.vector_norm(pieces, dim=-1)
+    whole: torch.Tensor = torch.linalg.vector_norm(lengths, dim=-1, dtype=torch.float64)
+    return whole
 
 
 def _rank(
@@ -295,9 +296,7 @@ def _rank(
     d = block.shape[1]
     wide = min(near.shape[1], max(1, chunk // d))
     tall = max(1, chunk // (wide * d))
-    taken = _buffer(
-        points, tall * wide, d
-    )  # used again and again: fresh memory would cost more than the work
+    taken = _buffer(points, tall * wide, d)  # used over and over: fresh memory costs more than the work
     for i in range(0, len(block), tall):
         for j in range(0, near.shape[1], wide):
             chosen = near[i : i + tall, j : j + wide]

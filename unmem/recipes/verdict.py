@@ -6,6 +6,9 @@ import math
 from typing import Any
 
 
+GUESSABLE = 0.55  # blind AUC above which a split counts as guessable; nearer to a half is the classifier's own scatter
+
+
 def verdict(comparison: dict[str, Any]) -> list[str]:
     """Sentences, the most important first; every number in them stands in the comparison."""
     sentences = []
@@ -69,7 +72,7 @@ def _cautions(comparison: dict[str, Any]) -> list[str]:
     for name, arm in comparison["arms"].items():
         for attack in arm["attacks"].values():
             figures = attack["estimates"]
-            if attack["kind"] == "blind" and figures["auc"]["low"] is not None and figures["auc"]["low"] > 0.5:
+            if attack["kind"] == "blind" and figures["auc"]["low"] > 0.5 and figures["auc"]["value"] > GUESSABLE:
                 cautions.append(
                     "Caution: members can be told from held-out images without any model "
                     f"(blind AUC {figures['auc']['value']:.2f}); membership figures say little about the model."
