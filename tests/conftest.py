@@ -38,4 +38,19 @@ def grey_set(images: np.ndarray) -> ImageSet:
     return ImageSet.of(images[..., None], [f"image/{i}" for i in range(len(images))])
 
 
+class Generator:
+    """A target whose samples are given."""
+
+    access = frozenset({"samples"})
+
+    def __init__(self, images: np.ndarray) -> None:
+        self._images = images
+
+    def samples(self, count: int) -> np.ndarray:
+        return self._images[:count]
+
+    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
+        raise AssertionError("a folder of images gives no losses")
+
+
 REPOSITORY = Path(__file__).parent.parent

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.conftest import Generator
 from unmem.evaluate.analysis import Compare, analyse, extracted
 from unmem.evaluate.attacks.blind import Blind
 from unmem.evaluate.attacks.generate_and_filter import GenerateAndFilter
@@ -31,21 +32,6 @@ COMPARE = Compare(confidence=0.99, tpr_at_fpr=(0.1,))
 @pytest.fixture(scope="module")
 def split(digits: ImageSet) -> Audit:
     return draw(digits, Split(members=150, nonmembers=150, planted=Planted(images=3, copies=5)), seed=1)
-
-
-class Generator:
-    """A target whose samples are given."""
-
-    access = frozenset({"samples"})
-
-    def __init__(self, images: np.ndarray) -> None:
-        self._images = images
-
-    def samples(self, count: int) -> np.ndarray:
-        return self._images[:count]
-
-    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
-        raise AssertionError("a folder of images gives no losses")
 
 
 class OptimalDenoiser:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.conftest import Generator
 from unmem.component import UserError, build, find
 from unmem.evaluate.analysis import Compare, analyse
 from unmem.evaluate.audit import Audit, Split, draw
@@ -101,21 +102,6 @@ def test_the_data_mitigation_says_what_is_wrong(lab: Path, audit: Audit) -> None
     unlabelled = ImageSet.of(audit.training.images(), list(audit.training.ids))
     with pytest.raises(UserError, match="class_cap: needs a data set with labels"):
         made("mitigations", "class_cap", most=3).apply(unlabelled, stream(0, "x"))
-
-
-class Generator:
-    """A target whose samples are given."""
-
-    access = frozenset({"samples"})
-
-    def __init__(self, images: np.ndarray) -> None:
-        self._images = images
-
-    def samples(self, count: int) -> np.ndarray:
-        return self._images[:count]
-
-    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
-        raise AssertionError("the attack asks for samples alone")
 
 
 def test_the_attack_scores_both_sides_and_passes_its_controls(lab: Path, audit: Audit, digits: ImageSet) -> None:
