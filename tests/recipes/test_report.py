@@ -96,7 +96,7 @@ SPENT = {
 
 @pytest.fixture
 def comparison() -> dict[str, Any]:
-    mitigations = [{"kind": "near_duplicates", "hash": "phash", "keep": "/home/alice/keep.txt"}, {"kind": "dp_sgd"}]
+    mitigations = [{"kind": "near_duplicates", "hash": "phash", "keep": "/srv/alice/keep.txt"}, {"kind": "dp_sgd"}]
     return {
         "schema": 1,
         "recipe": "holiday <b>",
@@ -119,7 +119,7 @@ def comparison() -> dict[str, Any]:
 def write(root: Path, comparison: dict[str, Any]) -> Path:
     """A run directory around a comparison."""
     write_json(root / "comparison.json", comparison)
-    command = ["unmem", "run", "/home/alice/holiday.yaml"]
+    command = ["unmem", "run", "/srv/alice/holiday.yaml"]
     rest = {"python": "3.11", "system": "Linux", "device": "CPU", "packages": {"torch": "2.9"}}
     write_json(root / "provenance.json", {"command": command, "commit": "abc", "dirty": True, **rest})
     reason = f"cannot be decoded: cannot identify image file '{SOURCE}'"
