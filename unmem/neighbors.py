@@ -86,8 +86,9 @@ def top_k(
     # Elementwise work goes chunk by chunk, each small enough to stay in a processor's cache.
     chunk = max(d, min(2**22 if where.type == "cpu" else 2**24, memory // 128))
     memory -= 24 * chunk + 16 * q
-    _mean("queries", asked, chunk)
-    origin = _mean("points", given, chunk).to(where)
+    _check("queries", asked, chunk)
+    _check("points", given, chunk)
+    origin = given[:: -(-n * d // chunk)].float().mean(0).to(where)  # a sample's mean is good enough
 
     found = Neighbors(np.empty((q, k), np.float32), np.empty((q, k), np.int64))
     pending = torch.arange(q)
@@ -258,11 +259,8 @@ def _full_precision() -> Iterator[None]:
             backend.fp32_precision = precision
 
 
-def _mean(name: str, rows: torch.Tensor, chunk: int) -> torch.Tensor:
-    """The mean row in float32, once every value is known to be fit for use."""
-    import torch
-
-    total = torch.zeros(rows.shape[1], device=rows.device)
+def _check(name: str, rows: torch.Tensor, chunk: int) -> None:
+    """Refuse values that the arithmetic is not up to."""
     step = max(1, chunk // rows.shape[1])
     for start in range(0, len(rows), step):
         part = rows[start : start + step].float()
@@ -270,9 +268,6 @@ def _mean(name: str, rows: torch.Tensor, chunk: int) -> torch.Tensor:
         if not (low > -_LIMIT and high < _LIMIT):
             bad = part[~(part.abs() < _LIMIT)][0].item()
             raise ValueError(f"{name} must be finite and below {_LIMIT:g} in magnitude, got {bad:g}")
-        total += part.sum(0)
-    mean: torch.Tensor = total / max(1, len(rows))
-    return mean
 
 
 def _lengths(rows: torch.Tensor) -> torch.Tensor:

@@ -105,7 +105,7 @@ def test_a_run_that_died_before_its_report_is_concluded(recipe: Path, whole: Pat
         done = unmem("run", recipe, "--out", root)
         assert done.returncode == 0, done.stderr
         assert "nothing to do" not in done.stdout
-        assert "private: no guarantee" in (root / "report.md").read_text()
+        assert "no guarantee (privacy" in (root / "report.md").read_text()
 
 
 def test_a_recipe_without_attacks_still_trains(recipe: Path, tmp_path: Path) -> None:

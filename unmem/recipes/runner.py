@@ -212,7 +212,7 @@ def _conclude(recipe: Recipe, arms: list[Arm], root: Path, arguments: list[str])
 
 def _concluded(arms: list[Arm], root: Path) -> bool:
     """Whether comparison and report speak of every finished arm."""
-    if not (root / "report.md").exists():  # the last file that is written
+    if not all((root / name).exists() for name in ("comparison.json", "report.html", "report.md")):
         return False
     return set(read_json(root / "comparison.json")["arms"]) == {arm.name for arm in arms if arm.finished}
 
