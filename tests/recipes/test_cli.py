@@ -197,5 +197,6 @@ def test_settings_reach_into_lists_and_resolve_the_same_twice() -> None:
     assert recipe.arms["dedup+dp"][1].epsilon != 4
     assert recipe.train.lr == 1e-5
     assert recipe.attacks["loss"].timesteps == (7,)
+    assert list(load("quickstart", settings=("quality.classifier=null",)).quality) == ["frechet"]
     again = load("quickstart", settings=("train.lr=0.00001", "attacks.loss.timesteps=[7]", "arms.dp.dp_sgd.epsilon=4.0"))
     assert again.run_name == recipe.run_name != load("quickstart").run_name

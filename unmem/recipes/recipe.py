@@ -98,7 +98,8 @@ def load(recipe: str, *, smoke: bool = False, settings: tuple[str, ...] = ()) ->
     Args:
         recipe: a shipped recipe's name, or a path.
         smoke: lay the ``smoke`` section over the rest.
-        settings: ``path=value`` changes, such as ``train.images=1000`` or ``arms.dp.dp_sgd.epsilon=4``.
+        settings: ``path=value`` changes, such as ``train.images=1000``, ``arms.dp.dp_sgd.epsilon=4`` or
+            ``quality.classifier=null``, which leaves an entry of a list out.
 
     Raises:
         ConfigError: with every problem.
@@ -261,7 +262,7 @@ def _setting(text: str) -> dict[str, Any]:
 
 
 def _overlay(base: Any, over: Any, path: str, problems: list[Problem]) -> Any:
-    """Lay ``over`` on ``base``: mappings merge; a mapping over a list changes its entries by name.
+    """Lay ``over`` on ``base``: mappings merge; a mapping over a list changes its entries by name, null removes one.
 
     A mapping of another ``kind`` replaces the old one, whose fields mean nothing to it.
     """
@@ -278,6 +279,7 @@ def _overlay(base: Any, over: Any, path: str, problems: list[Problem]) -> Any:
         return [
             _overlay(part, over[name], f"{path}.{name}", problems) if name in over else part
             for name, part in zip(names, base, strict=True)
+            if over.get(name, part) is not None
         ]
     merged = dict(base) if isinstance(base, Mapping) else {}
     for key, value in over.items():
