@@ -3,9 +3,10 @@
     python benchmarks/top_k.py           65,536 queries, 50,000 points, 3,072 dimensions: 5 to 10 minutes
     python benchmarks/top_k.py --quick   2,048 of the queries: under a minute
 
-The three take turns in one process, with the same number of threads, and the best turn of each counts. The last
-line is a JSON object: ``over_matmul`` is top_k's rate over that of ``torch.mm``, in the same tiles, ``over_faiss``
-over that of IndexFlatL2, ``over_onednn`` over that of oneDNN's products, which top_k uses where torch has them.
+They take turns in one process, with the same number of threads, and the best turn of each counts. The last
+line is a JSON object: ``over_matmul`` is top_k's rate over that of ``torch.mm`` in the same tiles,
+``over_faiss`` over that of IndexFlatL2, and ``over_onednn`` over that of oneDNN's products in the same tiles,
+which are what top_k uses where torch has them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ ROWS, COLUMNS = 4_096, 1_024  # top_k's own tile
 SECONDS = 34  # for the turns of --quick
 
 
-def images(random: np.random.Generator, centres: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
+def images(
+    random: np.random.Generator, centres: npt.NDArray[np.float32], count: int
+) -> npt.NDArray[np.float32]:
     """Noisy variants of the centres, in [0, 1]."""
     rows = random.standard_normal((count, DIMENSIONS), np.float32)
     rows *= 0.1
@@ -58,7 +61,9 @@ def main() -> None:
         import faiss
     except ImportError:
         sys.exit("top_k is compared with faiss, which is missing: pip install faiss-cpu")
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer queries: under a minute")
     quick = parser.parse_args().quick
 

@@ -145,7 +145,8 @@ class _Search:
             near, others = self._choose(block)
             exact, near = _rank(block, self.points, near, self.chunk)
             found.distances[rows], found.indices[rows] = exact[:, :k].float().cpu(), near[:, :k].cpu()
-            unsettled.append(rows[(exact[:, k - 1] * (1 - 2**-22) > others).cpu()])
+            settled = exact[:, k - 1] * (1 - 2**-22) <= others
+            unsettled.append(rows[~settled.cpu()])
         return torch.cat(unsettled)
 
     def _choose(self, block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -108,6 +108,25 @@ def test_a_run_that_died_before_its_report_is_concluded(recipe: Path, whole: Pat
         assert "no guarantee (privacy" in (root / "report.md").read_text()
 
 
+def test_a_private_model_is_never_trained_twice(recipe: Path, whole: Path, tmp_path: Path) -> None:
+    """Killed between the last file of training and the record of it: the model stays, and the secret goes."""
+    import shutil
+
+    root = tmp_path / "run"
+    shutil.copytree(whole, root)
+    stage = root / "arms" / "private" / "train"
+    record = json.loads((stage / "key.json").read_text())
+    (stage / "key.json").write_text(json.dumps(record | {"finished": False}))
+    (stage / "state").mkdir()
+    (stage / "state" / "secret.json").write_text("{}")
+    done = unmem("run", recipe, "--out", root)
+    assert done.returncode == 0, done.stderr
+    assert outcome(root) == outcome(whole)
+    written = stage / "pipeline" / "model_index.json"
+    assert written.stat().st_mtime_ns == (whole / written.relative_to(root)).stat().st_mtime_ns
+    assert not (stage / "state").exists()
+
+
 def test_a_recipe_without_attacks_still_trains(recipe: Path, tmp_path: Path) -> None:
     changes = ("--set", "attacks=[]", "--set", "quality=[]", "--set", "train.images=64")
     done = unmem("run", recipe, "--out", tmp_path / "run", "--arm", "plain", *changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -161,9 +162,13 @@ def _train(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
     from unmem.train.trainer import train
 
     data, recipe = arm.training_set(audit), arm.recipe
-    key = read_json(directory / "key.json")["key"]
-    rule = _update_rule(arm, data, directory)
-    train(data, recipe.model, recipe.train, rule, directory, key=key, seed=recipe.seed, accelerator=accelerator)
+    # the pipeline is the last file: where it stands, a second training would release a second private model
+    if not (directory / "pipeline").exists():
+        key = read_json(directory / "key.json")["key"]
+        rule = _update_rule(arm, data, directory)
+        train(data, recipe.model, recipe.train, rule, directory, key=key, seed=recipe.seed, accelerator=accelerator)
+    if accelerator.is_main_process:
+        shutil.rmtree(directory / "state", ignore_errors=True)
 
 
 def _sample(arm: Arm, accelerator: Any, directory: Path) -> None:

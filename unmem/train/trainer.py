@@ -78,6 +78,7 @@ def train(
         config: the recipe's settings.
         rule: batches and step, see :class:`~unmem.train.update.UpdateRule`.
         directory: the stage's directory; ``state/checkpoint.safetensors`` in it is what a resumed call goes on from.
+            The caller removes ``state`` once it has noted that training is done.
         key: the stage's key; a checkpoint with another is refused.
         seed: of the initial weights, so that all arms start alike.
         accelerator: from :func:`make_accelerator`.
@@ -134,7 +135,6 @@ def train(
         if privacy is not None:
             write_json(directory / "privacy.json", privacy)
         _save_pipeline(averaged, scheduler, directory / "pipeline")
-        shutil.rmtree(directory / "state", ignore_errors=True)
     if config.trackers:
         accelerator.end_training()
     accelerator.wait_for_everyone()
