@@ -29,9 +29,7 @@ ROWS, COLUMNS = 4_096, 1_024  # top_k's own tile
 SECONDS = 34  # for the turns of --quick
 
 
-def images(
-    random: np.random.Generator, centres: npt.NDArray[np.float32], count: int
-) -> npt.NDArray[np.float32]:
+def images(random: np.random.Generator, centres: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.float32]:
     """Noisy variants of the centres, in [0, 1]."""
     rows = random.standard_normal((count, DIMENSIONS), np.float32)
     rows *= 0.1
@@ -61,9 +59,7 @@ def main() -> None:
         import faiss
     except ImportError:
         sys.exit("top_k is compared with faiss, which is missing: pip install faiss-cpu")
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer queries: under a minute")
     quick = parser.parse_args().quick
 

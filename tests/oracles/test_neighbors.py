@@ -213,9 +213,7 @@ FINE = np.zeros((5, 3), np.float32)
         (FINE, FINE, 1, {"memory": 1000}, r"memory must be at least \d+ bytes .* got 1000"),
     ],
 )
-def test_errors(
-    queries: npt.NDArray, points: npt.NDArray, k: int, options: dict[str, int], message: str
-) -> None:
+def test_errors(queries: npt.NDArray, points: npt.NDArray, k: int, options: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         top_k(queries, points, k, **options)
 

@@ -91,7 +91,11 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("members: 800", "membres: 800", "changed.yaml: data.membres: unknown field, did you mean 'members'?; have members"),
+        (
+            "members: 800",
+            "membres: 800",
+            "changed.yaml: data.membres: unknown field, did you mean 'members'?; have members",
+        ),
         ("members: 800", "members: many", "changed.yaml: data.members: input should be a valid integer"),
         ("members: 800", "members: -1", "changed.yaml: data.members: input should be greater than 0; got -1"),
         ("seed: 0", "seed: 0\nseed: 1", "line 9: duplicate key 'seed'"),
@@ -147,7 +151,9 @@ def test_validate_says_everything_at_once(tmp_path: Path) -> None:
         (("rum",), "No such command"),
     ],
 )
-def test_typing_mistakes(arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_typing_mistakes(
+    arguments: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = unmem(*arguments)
     assert code == 2
@@ -198,5 +204,7 @@ def test_settings_reach_into_lists_and_resolve_the_same_twice() -> None:
     assert recipe.train.lr == 1e-5
     assert recipe.attacks["loss"].timesteps == (7,)
     assert list(load("quickstart", settings=("quality.classifier=null",)).quality) == ["frechet"]
-    again = load("quickstart", settings=("train.lr=0.00001", "attacks.loss.timesteps=[7]", "arms.dp.dp_sgd.epsilon=4.0"))
+    again = load(
+        "quickstart", settings=("train.lr=0.00001", "attacks.loss.timesteps=[7]", "arms.dp.dp_sgd.epsilon=4.0")
+    )
     assert again.run_name == recipe.run_name != load("quickstart").run_name

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import REPOSITORY
-from tests.conftest import Generator
+from tests.conftest import REPOSITORY, Generator
 from unmem.component import UserError, build, find
 from unmem.evaluate.analysis import Compare, analyse
 from unmem.evaluate.audit import Audit, Split, draw

@@ -248,7 +248,9 @@ def test_several_processes_train_what_one_trains(recipe: Path, whole: Path, tmp_
         "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
         "-m", "unmem", "run", str(recipe), "--out", str(tmp_path / "run"),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, env=environment, cwd=REPOSITORY)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=500, check=False, env=environment, cwd=REPOSITORY
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     for arm in ("plain", "private"):
         curves = []

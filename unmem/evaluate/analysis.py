@@ -67,9 +67,11 @@ def difference(first: Result, second: Result, audit: Audit, compare: Compare, se
         pairs = {"auc": np.ones_like(planted)} | ({"auc_planted": planted} if planted.any() else {})
         return {
             name: auc_difference(
-                (first.members[chosen], first.nonmembers), (second.members[chosen], second.nonmembers),
-                compare.confidence, rng,
-            )  # fmt: skip
+                (first.members[chosen], first.nonmembers),
+                (second.members[chosen], second.nonmembers),
+                compare.confidence,
+                rng,
+            )
             for name, chosen in pairs.items()
         }
     if isinstance(first, Matches) and isinstance(second, Matches):

@@ -143,6 +143,4 @@ def _copies(originals: ImageSet, planted: Planted, seed: int) -> ImageSet:
             positions.append(position)
     labels = None if originals.labels is None else originals.labels[positions]
     captions = None if originals.captions is None else tuple(originals.captions[i] for i in positions)
-    return ImageSet(
-        np.stack(images), np.arange(len(ids)), tuple(ids), labels, originals.label_names, captions
-    )
+    return ImageSet(np.stack(images), np.arange(len(ids)), tuple(ids), labels, originals.label_names, captions)

@@ -1,4 +1,4 @@
-"""What attacks hand on: scores and matches, written to disk before any analysis. Larger score = more likely a member."""
+"""What attacks hand on: scores and matches, on disk before any analysis. Larger score = more likely a member."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Target(Protocol):
         """The first ``count`` generated images, uint8 [count, h, w, c]."""
 
     def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
-        """Denoising losses, float64 [n], of images uint8 [n, h, w, c] at timestep t under noise float32 [n, c, h, w]."""
+        """Denoising losses, float64 [n], of images uint8 [n, h, w, c] at timestep t, noise float32 [n, c, h, w]."""
 
 
 class Attack(Protocol):

@@ -153,9 +153,7 @@ def balanced_accuracy(
         hits += int((members[member_half != side] > threshold).sum())
         passes += int((nonmembers[nonmember_half != side] <= threshold).sum())
     each = 1 - (1 - confidence) / 2
-    ends = zip(
-        clopper_pearson(hits, len(members), each), clopper_pearson(passes, len(nonmembers), each), strict=True
-    )
+    ends = zip(clopper_pearson(hits, len(members), each), clopper_pearson(passes, len(nonmembers), each), strict=True)
     low, high = (sum(end) / 2 for end in ends)
     value = (hits / len(members) + passes / len(nonmembers)) / 2
     return Estimate(value, low, high, counts, "threshold chosen on the other half")

@@ -81,9 +81,7 @@ class DPPlan:
     delta: float
 
     @classmethod
-    def calibrate(
-        cls, *, epsilon: float, delta: float, n: int, expected_batch: int, steps: int, clip: float
-    ) -> DPPlan:
+    def calibrate(cls, *, epsilon: float, delta: float, n: int, expected_batch: int, steps: int, clip: float) -> DPPlan:
         """The plan with the least noise whose PRV epsilon (Gopi et al. 2021) is at most ``epsilon``.
 
         Raises:

@@ -130,7 +130,9 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
     problems = [] if problems is None else problems
     for section in plain:
         if section not in SECTIONS:
-            problems.append(Problem(section, f"unknown section{suggest(section, SECTIONS)}; have {', '.join(SECTIONS)}"))
+            problems.append(
+                Problem(section, f"unknown section{suggest(section, SECTIONS)}; have {', '.join(SECTIONS)}")
+            )
     if plain.get("schema") != SCHEMA:
         problems.append(Problem("schema", f"must be {SCHEMA}; got {plain.get('schema')!r}"))
     seed = plain.get("seed", 0)
@@ -145,11 +147,15 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
     attacks = _named(plain.get("attacks", []), "attacks", problems)
     quality = _named(plain.get("quality", []), "quality", problems)
     if compare is not None and arms and compare.against not in arms:
-        problems.append(Problem("compare.against", f"must be one of the arms {', '.join(arms)}; got {compare.against!r}"))
+        problems.append(
+            Problem("compare.against", f"must be one of the arms {', '.join(arms)}; got {compare.against!r}")
+        )
     if model is not None and getattr(model, "conditioning", "class") == "none":
         for measure, component in quality.items():
             if component is not None and component.needs_labels:
-                problems.append(Problem(f"quality.{measure}", "needs a class-conditional model (model.conditioning: class)"))
+                problems.append(
+                    Problem(f"quality.{measure}", "needs a class-conditional model (model.conditioning: class)")
+                )
     if problems:
         return None
     assert split is not None and train is not None and sampling is not None and compare is not None
@@ -275,7 +281,9 @@ def _overlay(base: Any, over: Any, path: str, problems: list[Problem]) -> Any:
         for key in over:
             if key not in names:
                 have = ", ".join(names) or "nothing"
-                problems.append(Problem(f"{path}.{key}", f"names nothing in the list{suggest(key, names)}; have {have}"))
+                problems.append(
+                    Problem(f"{path}.{key}", f"names nothing in the list{suggest(key, names)}; have {have}")
+                )
         return [
             _overlay(part, over[name], f"{path}.{name}", problems) if name in over else part
             for name, part in zip(names, base, strict=True)

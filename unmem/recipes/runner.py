@@ -39,7 +39,9 @@ def run(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: list[str])
         UserError: for unknown arms, a directory of another recipe, or one that another process works in.
     """
     if unknown := [name for name in only if name not in recipe.arms]:
-        raise UserError(f"--arm {unknown[0]}: no such arm{suggest(unknown[0], recipe.arms)}; have {', '.join(recipe.arms)}")
+        raise UserError(
+            f"--arm {unknown[0]}: no such arm{suggest(unknown[0], recipe.arms)}; have {', '.join(recipe.arms)}"
+        )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return _run_together(recipe, root, only, arguments)
     with _locked(root):
@@ -231,4 +233,3 @@ def _device() -> str:
         models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         name = models[0] if models else name
     return f"CPU, {os.cpu_count()} cores ({name})"
-

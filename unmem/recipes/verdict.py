@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-
 GUESSABLE = 0.55  # blind AUC above which a split counts as guessable; nearer to a half is the classifier's own scatter
 
 

@@ -56,9 +56,7 @@ def make_scheduler(schedule: str, prediction: str, timesteps: int) -> Any:
     """The diffusers scheduler that is saved with a model."""
     from diffusers import DDPMScheduler
 
-    return DDPMScheduler(
-        num_train_timesteps=timesteps, beta_schedule=SCHEDULES[schedule], prediction_type=prediction
-    )
+    return DDPMScheduler(num_train_timesteps=timesteps, beta_schedule=SCHEDULES[schedule], prediction_type=prediction)
 
 
 def to_model(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:

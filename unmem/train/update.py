@@ -100,4 +100,3 @@ def shares(size: int, process: int, processes: int, most: int | None) -> Iterato
     most = most or max(len(mine), 1)
     for start in range(0, max(len(mine), 1), most):
         yield mine[start : start + most]
-

@@ -35,7 +35,9 @@ class Inception:
         try:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError:
-            raise UserError("features inception: run pip install 'unmem[inception]', or use random_convolutions") from None
+            raise UserError(
+                "features inception: run pip install 'unmem[inception]', or use random_convolutions"
+            ) from None
         try:
             network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=self.weights)
         except Exception as error:  # urllib's, torch's and the file system's, by what is wrong

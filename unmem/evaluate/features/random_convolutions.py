@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from unmem.component import Positive, component
+from unmem.component import component
 
 BLOCK = 512
 

@@ -30,9 +30,9 @@ class Features(Protocol):
 class Frechet:
     """Fréchet distance of features (Heusel et al. 2017) to the held-out images; lower is better.
 
-    Moments in float64. The interval is normal, with the bootstrap's standard error over samples and held-out images. ``floor`` is the distance
-    between members and held-out images: what a perfect model would reach. Moments of few images in many dimensions
-    are biased upward, so compare only equal numbers.
+    Moments in float64. The interval is normal, with the bootstrap's standard error over samples and held-out images.
+    The reference is the distance between members and held-out images: what a perfect model would reach. Moments of few
+    images in many dimensions are biased upward, so compare only equal numbers.
 
     Attributes:
         samples: generated images.
@@ -61,7 +61,9 @@ class Frechet:
         value = frechet_distance(generated, real)
         rng = stream(seed, "frechet")
         resampled = [
-            frechet_distance(generated[rng.integers(0, len(generated), len(generated))], real[rng.integers(0, len(real), len(real))])
+            frechet_distance(
+                generated[rng.integers(0, len(generated), len(generated))], real[rng.integers(0, len(real), len(real))]
+            )
             for _ in range(self.resamples)
         ]
         # resampling repeats images, which shifts the distance upward: take its spread, not its place

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from unmem.component import Fraction, Positive, UserError, component
 
@@ -36,7 +36,7 @@ class UNet:
         Raises:
             UserError: when the images do not fit the levels, or labels are needed and absent.
         """
-        height, width, channels = shape
+        height, width, _ = shape
         shrink = 2 ** (len(self.channels) - 1)
         if height % shrink or width % shrink:
             raise UserError(
