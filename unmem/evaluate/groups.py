@@ -18,9 +18,6 @@ def group_images(points: np.ndarray, threshold: float) -> np.ndarray:
         points: float32 [n, d], pixels in [0, 1].
         threshold: images whose L2 over sqrt(d) is at most this are one group; chains join.
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     n, k = len(points), 2
     limit = threshold * np.sqrt(points.shape[1])
     while True:  # widen until every row's list reaches past the threshold
@@ -31,10 +28,19 @@ def group_images(points: np.ndarray, threshold: float) -> np.ndarray:
             break
         k *= 4
     rows = np.repeat(np.arange(n), inside.sum(1))
-    graph = coo_array((np.ones(len(rows), np.int8), (rows, near.indices[inside])), shape=(n, n))
-    _, label = connected_components(graph, directed=False)
-    _, first = np.unique(label, return_index=True)
-    return np.asarray(first[label], dtype=np.int64)
+    return _components(n, rows, near.indices[inside])
+
+
+def merge_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """int64 [n]: the groups of two groupings joined, named by their first member's position.
+
+    Args:
+        first: int64 [n], a name for each position; equal names are one group.
+        second: likewise.
+    """
+    n = len(first)
+    named = [start[member] for start, member in (_first_and_member(first), _first_and_member(second))]
+    return _components(n, np.tile(np.arange(n), 2), np.concatenate(named))
 
 
 def nearest_groups(
@@ -67,6 +73,23 @@ def nearest_groups(
             names[open_rows[row]] = labels[row, chosen]
         open_rows, k = open_rows[~done], min(4 * k, len(points))
     return distances / np.sqrt(points.shape[1]), names
+
+
+def _components(n: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """int64 [n]: connected components of these edges, named by their first member's position."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(n, n))
+    _, label = connected_components(graph, directed=False)
+    start, member = _first_and_member(label)
+    return np.asarray(start[member], dtype=np.int64)
+
+
+def _first_and_member(names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each distinct name stands first, and which distinct name each position has."""
+    _, first, member = np.unique(names, return_index=True, return_inverse=True)
+    return first, member
 
 
 def _first_of_each(labels: np.ndarray) -> np.ndarray:

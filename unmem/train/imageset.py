@@ -95,7 +95,7 @@ class ImageSet:
 
     def flat(self) -> np.ndarray:
         """float32 [n, d] in [0, 1]: the pixels as vectors, for searches."""
-        return self.images().reshape(len(self), -1).astype(np.float32) / 255.0
+        return as_vectors(self.images())
 
     def save(self, directory: Path) -> None:
         """Write ``images.npy`` and ``index.json``; chunk by chunk, so that large sets need not fit in memory."""
@@ -125,6 +125,11 @@ class ImageSet:
         captions = None if index["captions"] is None else tuple(index["captions"])
         names = tuple(index["label_names"])
         return cls(store, np.arange(len(store)), tuple(index["ids"]), labels, names, captions)
+
+
+def as_vectors(images: np.ndarray) -> np.ndarray:
+    """uint8 [n, h, w, c] -> float32 [n, h w c] in [0, 1]."""
+    return images.reshape(len(images), -1).astype(np.float32) / 255.0
 
 
 def image_id(image: np.ndarray, source: str) -> str:

@@ -9,9 +9,9 @@ import numpy as np
 from unmem import progress
 from unmem.component import Fraction, Positive, PositiveFloat, component
 from unmem.evaluate.audit import Audit
-from unmem.evaluate.groups import group_images, nearest_groups
+from unmem.evaluate.groups import group_images, merge_groups, nearest_groups
 from unmem.evaluate.results import Matches, Target
-from unmem.train.imageset import ImageSet
+from unmem.train.imageset import ImageSet, as_vectors
 
 
 @component
@@ -42,7 +42,7 @@ class GenerateAndFilter:
     def run(self, target: Target, audit: Audit, seed: int) -> Matches:
         """Nearest member and nearest held-out image of each sample, with distance and ratio."""
         generated = target.samples(self.samples)
-        queries = generated.reshape(len(generated), -1).astype(np.float32) / 255.0
+        queries = as_vectors(generated)
         training = audit.training
         position = {name: i for i, name in enumerate(audit.members)}
         origin = np.array([position[audit.copies.get(name, name)] for name in training.ids], dtype=np.int64)
@@ -61,22 +61,8 @@ class GenerateAndFilter:
         points = data.flat()
         # planted copies belong to their original, however they were changed; others are joined by their pixels
         by_pixels = group_images(points, self.group_threshold)
-        group = origin[_merge(by_pixels, origin)]
+        group = origin[merge_groups(by_pixels, origin)]
         count = min(self.neighbors, len(np.unique(group)))
         distances, names = nearest_groups(queries, points, group, count)
         scale = self.alpha * np.maximum(distances.mean(1), np.finfo(np.float64).tiny)
         return names[:, 0], distances[:, 0], distances[:, 0] / scale
-
-
-def _merge(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """int64 [n]: groups of the union of two groupings, named by their first member's position."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    n = len(first)
-    _, start = np.unique(second, return_index=True)
-    second_first = start[np.unique(second, return_inverse=True)[1]]
-    rows, columns = np.tile(np.arange(n), 2), np.concatenate([first, second_first])
-    _, label = connected_components(coo_array((np.ones(2 * n, np.int8), (rows, columns)), shape=(n, n)), directed=False)
-    _, start = np.unique(label, return_index=True)
-    return np.asarray(start[label])

@@ -10,7 +10,7 @@ from unmem.component import Positive, component
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.results import Distances, Target
 from unmem.neighbors import top_k
-from unmem.train.imageset import ImageSet
+from unmem.train.imageset import ImageSet, as_vectors
 
 
 @component
@@ -31,7 +31,7 @@ class NearestDistance:
     def run(self, target: Target, audit: Audit, seed: int) -> Distances:
         """Both distances of each sample."""
         generated = target.samples(self.samples)
-        queries = generated.reshape(len(generated), -1).astype(np.float32) / 255.0
+        queries = as_vectors(generated)
         size = np.arange(min(len(audit.members), len(audit.nonmembers)))
         return Distances(
             _nearest(queries, audit.member_images.take(size)), _nearest(queries, audit.nonmember_images.take(size))
