@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from unmem import __version__, progress
+from unmem import __version__, cli_dedup, progress
 from unmem.component import ConfigError, Kind, UserError, find, kinds, suggest
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -29,9 +29,14 @@ def app() -> None:
     unmem validate mine.yaml          all that is wrong with it, at once
     unmem run mine.yaml               run it; the same command again resumes
     unmem ls mitigations              what there is; unmem show NAME tells a component's fields
+    unmem dedup pictures --out dups   the duplicates in your own data, without any training
 
     Exit codes: 0 done, 1 a check failed, 2 bad input.
     """  # noqa: D301 (click wants the control character)
+
+
+app.add_command(cli_dedup.dedup)
+app.add_command(cli_dedup.lookup)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Exact nearest neighbors in Euclidean distance, in bounded memory."""
+"""Exact nearest neighbors, and all neighbors within a radius, in Euclidean distance and bounded memory."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _DTYPES = ("uint8", "float16", "float32", "float64")
 _LIMIT = 1e15  # the squares of a row of smaller numbers add up far below float32's overflow
+_FIRST = 16  # neighbors that a search within a radius asks for at first
 
 
 class Neighbors(NamedTuple):
@@ -23,6 +24,14 @@ class Neighbors(NamedTuple):
 
     distances: npt.NDArray[np.float32]
     indices: npt.NDArray[np.int64]
+
+
+class Near(NamedTuple):
+    """All pairs of a query and a point within a radius, in lexicographic order: three arrays of one length."""
+
+    queries: npt.NDArray[np.int64]
+    points: npt.NDArray[np.int64]
+    distances: npt.NDArray[np.float32]
 
 
 def top_k(
@@ -62,15 +71,8 @@ def top_k(
     """
     import torch
 
-    for name, array in (("queries", queries), ("points", points)):
-        if array.ndim != 2 or not array.shape[1] or array.dtype not in _DTYPES or min(array.strides) < 0:
-            raise ValueError(
-                f"{name} must be [rows, columns] of {', '.join(_DTYPES)}, without negative strides, "
-                f"got {list(array.shape)} of {array.dtype}, strides {array.strides}"
-            )
+    _check_shapes(queries, points)
     (q, d), n = queries.shape, len(points)
-    if points.shape[1] != d:
-        raise ValueError(f"queries and points must be equally wide, got {d} and {points.shape[1]} columns")
     if not 1 <= k <= n:
         raise ValueError(f"k must be 1 to {n}, the number of points, got {k}")
     kept = min(n, k + max(8, k // 4))  # more of them settle more queries at once, but each costs a distance
@@ -99,6 +101,68 @@ def top_k(
                 pending = search.run(found)
                 del search  # its memory is the next one's
     return found
+
+
+def within(
+    queries: npt.NDArray[Any],
+    points: npt.NDArray[Any],
+    radius: float,
+    *,
+    memory: int = 2**30,
+    device: str = "cpu",
+) -> Near:
+    """Find every pair of a query and a point at most ``radius`` apart in plain Euclidean distance.
+
+    :func:`top_k` finds a few neighbors of each query; a query whose last one is still within the radius is asked
+    for again, with four times as many. So the pairs are the true ones, as they are there: only a distance that is
+    equal to ``radius`` to within float32 rounding may count as either.
+
+    Args:
+        queries: [q, d], uint8, float16, float32 or float64; may be a memory map.
+        points: [n, d], likewise, in the same units; the types may differ.
+        radius: 0 or more, in the units of the data.
+        memory: The most bytes to hold beyond inputs and the pairs found, while they are gathered and sorted.
+        device: Where to compute, as torch names it: ``cpu``, ``cuda``, ``cuda:1``.
+
+    Returns:
+        ``queries`` and ``points``, int64 [m], row numbers; ``distances``, float32 [m], in the units of the data.
+
+    Raises:
+        ValueError: ``radius`` is negative or NaN, ``memory`` is too small to work in, or :func:`top_k` refuses the
+            arrays.
+    """
+    _check_shapes(queries, points)
+    if not radius >= 0:
+        raise ValueError(f"radius must be 0 or more, got {radius}")
+    (q, d), n = queries.shape, len(points)
+    if memory < 2**17 + 2048 * d:
+        raise ValueError(f"memory must be at least {2**17 + 2048 * d} bytes for {d} columns, got {memory}")
+    memory //= 2  # one half is top_k's, the other holds a block of queries and their neighbors
+    most = (memory - memory // 8 - 512 * d - 16384) // 1024  # neighbors that top_k can find in that
+    pairs = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    todo = [(np.arange(q), 0, n, _FIRST)] if q and n else []
+    while todo:
+        rows, start, stop, k = todo.pop()
+        k = min(k, stop - start)
+        more = []
+        step = max(1, memory // (32 * k + d * queries.itemsize + 512))
+        for block in np.split(rows, range(step, len(rows), step)):
+            found = top_k(queries[block], points[start:stop], k, memory=memory, device=device)
+            near = found.distances <= radius
+            full = near[:, -1] & (k < stop - start)
+            near[full] = False
+            i, j = np.nonzero(near)
+            pairs.append((block[i], found.indices[i, j] + start, found.distances[i, j]))
+            more.append(block[full])
+        rows = np.concatenate(more)
+        if len(rows) and 4 * k <= most:
+            todo.append((rows, start, stop, 4 * k))
+        elif len(rows):
+            middle = (start + stop) // 2
+            todo += [(rows, start, middle, k), (rows, middle, stop, k)]
+    i, j, distances = (np.concatenate(part) for part in zip(*pairs, strict=True))
+    order = np.lexsort((j, i))
+    return Near(i[order], j[order], distances[order])
 
 
 class _Search:
@@ -258,6 +322,20 @@ def _full_precision() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+def _check_shapes(queries: npt.NDArray[Any], points: npt.NDArray[Any]) -> None:
+    """Refuse arrays that cannot be searched, without a look at their values."""
+    for name, array in (("queries", queries), ("points", points)):
+        if array.ndim != 2 or not array.shape[1] or array.dtype not in _DTYPES or min(array.strides) < 0:
+            raise ValueError(
+                f"{name} must be [rows, columns] of {', '.join(_DTYPES)}, without negative strides, "
+                f"got {list(array.shape)} of {array.dtype}, strides {array.strides}"
+            )
+    if points.shape[1] != queries.shape[1]:
+        raise ValueError(
+            f"queries and points must be equally wide, got {queries.shape[1]} and {points.shape[1]} columns"
+        )
 
 
 def _check(name: str, rows: torch.Tensor, chunk: int) -> None:

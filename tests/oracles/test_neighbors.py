@@ -1,4 +1,4 @@
-"""top_k against brute force in float64."""
+"""top_k and within against brute force in float64."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import textwrap
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from unmem import neighbors
-from unmem.neighbors import Neighbors, top_k
+from unmem.neighbors import Near, Neighbors, top_k, within
 
 TIGHT = 2**19  # bytes: several tiles of queries and of points even for small data
 
@@ -224,6 +226,113 @@ def test_least_memory(random: np.random.Generator) -> None:
         top_k(points, points, 20, memory=0)
     least = int(str(refused.value).split("at least ")[1].split()[0])
     check(top_k(points, points, 20, memory=least), points, points, 20)
+
+
+def check_within(found: Near, queries: npt.NDArray, points: npt.NDArray, radius: float) -> None:
+    """All the pairs, in their order, with the true distances."""
+    every = distances(queries, points) if len(queries) and len(points) else np.empty((len(queries), len(points)))
+    i, j = np.nonzero(every <= radius)
+    np.testing.assert_array_equal(found.queries, i)
+    np.testing.assert_array_equal(found.points, j)
+    np.testing.assert_allclose(found.distances, every[i, j], rtol=3e-7)
+    assert [part.dtype for part in found] == [np.int64, np.int64, np.float32]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
+    """For how many queries, among how many points and for how many neighbors top_k was called."""
+    calls: list[tuple[int, int, int]] = []
+
+    def counting(queries: npt.NDArray, points: npt.NDArray, k: int, **options: object) -> Neighbors:
+        calls.append((len(queries), len(points), k))
+        return top_k(queries, points, k, **options)
+
+    monkeypatch.setattr(neighbors, "top_k", counting)
+    return calls
+
+
+def clusters(random: np.random.Generator, *sizes: int) -> npt.NDArray[np.float32]:
+    """Tight clusters far from each other, shuffled."""
+    centres = np.repeat(100 * random.random((len(sizes), 24), np.float32), sizes, axis=0)
+    return random.permutation(centres + random.random(centres.shape, np.float32))
+
+
+def test_within_clusters_of_all_sizes(random: np.random.Generator, asked: list[tuple[int, int, int]]) -> None:
+    points = clusters(random, 1, 2, 15, 16, 17, 63, 64, 65, 200)
+    check_within(within(points, points, 10), points, points, 10)
+    assert [k for _, _, k in asked] == [16, 64, 256]
+    # who had 16 may have more; the cluster of 16 is among them, that of 15 is not
+    assert [q for q, _, _ in asked] == [443, 425, 329]
+
+
+def test_within_little_memory(random: np.random.Generator, asked: list[tuple[int, int, int]]) -> None:
+    """Points are taken in parts where too many are near, queries in blocks where their answers would not fit."""
+    points = clusters(random, 70, 110, 3, 1)
+    least = 2**17 + 2048 * 24
+    found = within(points, points, 10, memory=least)
+    check_within(found, points, points, 10)
+    assert max(k for _, _, k in asked) < 64
+    assert {n for _, n, _ in asked} >= {184, 92, 46, 23}
+    assert max(q for q, _, _ in asked) < 180
+    for got, want in zip(found, within(points, points, 10), strict=True):
+        np.testing.assert_array_equal(got, want)
+    with pytest.raises(ValueError, match=f"memory must be at least {least} bytes for 24 columns, got {least - 1}"):
+        within(points, points, 10, memory=least - 1)
+
+
+def test_within_zero_is_equality(random: np.random.Generator) -> None:
+    base = 200 + 1e-3 * random.standard_normal((40, 300)).astype(np.float32)
+    points = np.concatenate([base, base[:20], base[:5]])
+    found = within(points, points, 0)
+    check_within(found, points, points, 0)
+    assert len(found.queries) == 20 + 15 * 4 + 5 * 9
+    assert not found.distances.any()
+
+
+@pytest.mark.parametrize("radius", [1e9, np.inf])
+def test_within_everything(random: np.random.Generator, radius: float) -> None:
+    queries, points = random.random((30, 5)), random.random((90, 5), np.float32)
+    check_within(within(queries, points, radius), queries, points, radius)
+
+
+@pytest.mark.parametrize(("q", "n"), [(0, 0), (0, 5), (5, 0), (1, 1)])
+def test_within_few(q: int, n: int) -> None:
+    check_within(within(np.zeros((q, 3)), np.ones((n, 3)), 1.8), np.zeros((q, 3)), np.ones((n, 3)), 1.8)
+
+
+def test_within_the_border_belongs_to_it() -> None:
+    points = np.arange(60, dtype=np.uint8)[:, None]
+    check_within(within(points[::7], points, 20), points[::7], points, 20)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    q=st.integers(0, 40),
+    n=st.integers(0, 90),
+    d=st.integers(1, 4),
+    radius=st.integers(0, 9),
+)
+def test_within_on_a_lattice(seed: int, q: int, n: int, d: int, radius: int) -> None:
+    """Many ties, many pairs exactly at the radius."""
+    random = np.random.default_rng(seed)
+    queries, points = random.integers(0, 6, (q, d)).astype(np.uint8), random.integers(0, 6, (n, d)).astype(np.float32)
+    check_within(within(queries, points, radius, memory=2**18), queries, points, radius)
+
+
+@pytest.mark.parametrize(
+    ("queries", "points", "radius", "message"),
+    [
+        (FINE, FINE, -1, "radius must be 0 or more, got -1"),
+        (FINE, FINE, np.nan, "radius must be 0 or more, got nan"),
+        (FINE[0], FINE, 1, r"queries must be .* got \[3\] of float32"),
+        (FINE, FINE[:0, :2], 1, "equally wide, got 3 and 2 columns"),
+        (FINE, spoiled(np.nan), 1, "points must be finite"),
+    ],
+)
+def test_within_errors(queries: npt.NDArray, points: npt.NDArray, radius: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        within(queries, points, radius)
 
 
 def test_import_is_light() -> None:

@@ -7,6 +7,9 @@ import hashlib
 import numpy as np
 
 from unmem.component import component
+from unmem.mitigations.dedup.distinct import first_equal
+from unmem.mitigations.dedup.leave_out import leave_out
+from unmem.mitigations.dedup.relations import Equal
 from unmem.mitigations.ledger import Dropped
 from unmem.train.imageset import ImageSet
 
@@ -17,13 +20,8 @@ class ExactDuplicates:
 
     def apply(self, data: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, list[Dropped]]:
         """The set without its exact copies, and a ledger entry for each dropped image."""
-        first: dict[bytes, int] = {}
-        keep, dropped = [], []
-        for position in range(len(data)):
-            pixels = hashlib.sha256(data.images(np.array([position])).tobytes()).digest()
-            kept = first.setdefault(pixels, position)
-            if kept == position:
-                keep.append(position)
-            else:
-                dropped.append(Dropped(data.ids[position], data.ids[kept], 0.0, "exact_duplicates"))
-        return data.take(np.array(keep, dtype=np.int64)), dropped
+        digests = [hashlib.sha256(data.images(np.array([i])).tobytes()).digest() for i in range(len(data))]
+        keys = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 4)
+        edges = np.stack([first_equal(keys), np.arange(len(data))], axis=1)
+        everywhere = np.ones(len(data), bool)
+        return leave_out(data, edges, Equal("pixels", keys, everywhere), "exact_duplicates")

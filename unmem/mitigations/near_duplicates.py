@@ -2,74 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import Field
 
 from unmem import progress
 from unmem.component import component
+from unmem.mitigations.dedup import hamming, perceptual, threshold
+from unmem.mitigations.dedup.leave_out import leave_out
+from unmem.mitigations.dedup.relations import NearHash
 from unmem.mitigations.ledger import Dropped
 from unmem.train.imageset import ImageSet
-
-METHODS = {"phash": "PHash", "dhash": "DHash", "whash": "WHash", "ahash": "AHash"}
-TILE = 1024  # rows of the distance matrix held at once
 
 
 @component
 class NearDuplicates:
-    """Keep one of each group of images whose perceptual hashes (imagededup, 64 bits) chain within a distance.
+    """Drop each image whose perceptual hash is within a distance of one that stays; the first in the set's order stays.
 
-    Groups are the connected components of "at most ``max_distance`` bits apart"; the first image of a group in the
-    set's order stays, so a group never vanishes.
+    Every dropped image is that close to the one that is kept for it: chains (a like b, b like c, a unlike c) are cut.
+    Images that hold too little to be told apart by a hash, such as single colours, are left to ``exact_duplicates``.
 
     Attributes:
-        hash: imagededup's method.
-        max_distance: in bits of 64. imagededup's own default of 10 suits photographs; on tiny or flat images distinct
-            pictures collide, so look at the dropped groups in the report.
+        hash: imagededup's method, bit for bit.
+        bits: 64; or, for phash, 256, for sets in which chance makes 64-bit hashes collide.
+        max_distance: in bits. ``auto`` takes the largest at which less than one chance pair is expected, judged by the
+            number of images and by how their hashes spread, at most 10 of 64 or 31 of 256.
+        dihedral: whether flips and quarter turns count as the same image (phash).
     """
 
     hash: Literal["phash", "dhash", "whash", "ahash"] = "phash"
-    max_distance: Annotated[int, Field(ge=0, le=64)] = 10
+    bits: Literal[64, 256] = 64
+    max_distance: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
+    dihedral: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hash != "phash" and (self.bits == 256 or self.dihedral):
+            raise ValueError(f"bits: 256 and dihedral: true go with hash: phash, not {self.hash}")
+        if self.max_distance != "auto" and self.max_distance > self.bits:
+            raise ValueError(f"max_distance must be at most bits ({self.bits}), got {self.max_distance}")
 
     def apply(self, data: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, list[Dropped]]:
         """The set without its near-duplicates, and a ledger entry (distance in bits) for each dropped image."""
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components
+        codes, turned, firm = self._hashes(data)
+        rows = np.flatnonzero(firm)
+        radius = self.max_distance
+        if radius == "auto":
+            distinct = np.unique(codes[rows], axis=0)
+            chosen = threshold.choose(len(distinct), distinct, rng)
+            progress.say(f"near_duplicates: max_distance {chosen.max_distance} of {self.bits} bits: {chosen.reason}")
+            radius = chosen.max_distance
+        if turned is None:
+            edges = hamming.forest(codes[rows], radius)
+        else:
+            edges = hamming.forest_between(turned[rows].reshape(-1, codes.shape[1]), codes[rows], radius)
+            edges = edges // np.array([8, 1])
+        return leave_out(data, rows[edges], NearHash(codes, firm, radius, turned), "near_duplicates")
 
-        hashes = perceptual_hashes(data, self.hash)
-        pairs = np.concatenate([np.empty((0, 2), np.int64), *pairs_within(hashes, self.max_distance)])
-        graph = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(len(data), len(data)))
-        _, group = connected_components(graph, directed=False)
-        _, first, member = np.unique(group, return_index=True, return_inverse=True)
-        kept_by = first[member]
-        dropped = [
-            Dropped(data.ids[i], data.ids[kept], float(np.bitwise_count(hashes[i] ^ hashes[kept])), "near_duplicates")
-            for i, kept in enumerate(kept_by.tolist())
-            if i != kept
-        ]
-        return data.take(np.sort(first)), dropped
-
-
-def perceptual_hashes(data: ImageSet, method: str) -> np.ndarray:
-    """uint64 [n]: imagededup's 64-bit hashes, first bit highest; grey images count as RGB with equal channels."""
-    import imagededup.methods
-
-    encoder = getattr(imagededup.methods, METHODS[method])(verbose=False)
-    hashes = np.empty(len(data), np.uint64)
-    with progress.track(method, len(data)) as advance:
-        for position in range(len(data)):
-            image = data.images(slice(position, position + 1))[0]
-            hashes[position] = int(encoder.encode_image(image_array=np.repeat(image, 3 // image.shape[2], axis=2)), 16)
-            advance(1)
-    return hashes
-
-
-def pairs_within(hashes: np.ndarray, max_distance: int) -> Iterator[np.ndarray]:
-    """int64 [m, 2] blocks of all pairs i < j with at most ``max_distance`` differing bits; exact, O(n^2) popcounts."""
-    for start in range(0, len(hashes), TILE):
-        tile = hashes[start : start + TILE]
-        near = np.bitwise_count(tile[:, None] ^ hashes[None, start:]) <= max_distance
-        i, j = np.nonzero(np.triu(near, k=1))
-        yield np.stack([i, j], axis=1) + start
+    def _hashes(self, data: ImageSet) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Codes uint64 [n, w], those of all turns [n, 8, w] if wanted, and which images hold enough for one."""
+        codes = np.zeros((len(data), self.bits // 64), np.uint64)
+        turned = np.zeros((len(data), 8, self.bits // 64), np.uint64) if self.dihedral else None
+        firm = np.zeros(len(data), bool)
+        with progress.track(self.hash, len(data)) as advance:
+            for position in range(len(data)):
+                pixels = data.images(slice(position, position + 1))[0]
+                image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+                firm[position] = not perceptual.is_flat(image)
+                codes[position] = perceptual.code(image, self.hash, self.bits)
+                if turned is not None:
+                    turned[position] = perceptual.dihedral_codes(image, self.bits)
+                advance(1)
+        return codes, turned, firm

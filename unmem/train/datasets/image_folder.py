@@ -10,9 +10,9 @@ from unmem.component import Positive, UserError, component
 from unmem.progress import say
 from unmem.train.datasets._files import LocalPath, files_below, read_text, stamp
 from unmem.train.datasets._labels import number
-from unmem.train.datasets._metadata import NAMES, Row, read_metadata
 from unmem.train.datasets._stream import decode_all
 from unmem.train.imageset import ImageSet, Rejected
+from unmem.train.metadata import NAMES, Row, read_metadata
 
 
 @component
@@ -22,9 +22,9 @@ class ImageFolder:
     Every file below ``path``, at any depth, is taken for an image, except hidden ones, ``.txt``, ``.json``
     and metadata; what cannot be decoded (see :func:`unmem.train.decode.decode`) is listed as rejected.
 
-    * Captions come from ``metadata.csv`` or ``metadata.jsonl`` (columns ``file_name`` and ``text`` or ``caption``;
-      in any folder, ``file_name`` relative to it), else from ``cat.txt`` beside ``cat.jpg``. Where some images have
-      one, the others' is empty.
+    * Captions come from ``metadata.csv``, ``.jsonl`` or ``.parquet`` (columns ``file_name`` and ``text`` or
+      ``caption``; in any folder, ``file_name`` relative to it), else from ``cat.txt`` beside ``cat.jpg``. Where some
+      images have one, the others' is empty.
     * Classes come from the metadata's column ``label``, else from the first folder of each image's path, provided
       that every image lies in one.
 

@@ -1,4 +1,4 @@
-"""Captions and classes from ``metadata.csv`` or ``metadata.jsonl``, as Hugging Face's ImageFolder has them."""
+"""Captions and classes from ``metadata.csv``, ``.jsonl`` or ``.parquet``, as Hugging Face's ImageFolder has them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from unmem.component import UserError
 from unmem.train.datasets._files import read_text
 
-NAMES = ("metadata.csv", "metadata.jsonl")
+NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTIONS = ("text", "caption")
 
 
@@ -38,32 +38,68 @@ def read_metadata(files: Mapping[str, Path]) -> dict[str, Row]:
     """
     rows: dict[str, Row] = {}
     for name, path in files.items():
-        folder, base = posixpath.split(name)
-        if base not in NAMES:
+        if posixpath.basename(name) not in NAMES:
             continue
-        for line, record in _csv(path) if base.endswith(".csv") else _jsonl(path):
-            place = f"{path}, line {line}"
-            image = posixpath.normpath(posixpath.join(folder, _file_name(place, record)))
+        for line, record in read_records(path):
+            place = f"{path}, {line}"
+            image = named_image(name, record)
             if image in rows:
                 raise UserError(f"{place}: 'file_name' {image!r} again; first in {rows[image].place}")
-            rows[image] = Row(f"{name}, line {line}", _caption(place, record), _label(place, record))
+            rows[image] = Row(f"{name}, {line}", _caption(place, record), _label(place, record))
     return rows
 
 
-def _csv(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line numbers and records of a table with a header."""
+def read_records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The records of one metadata file, each with its place in words ("line 3"); every one has a ``file_name``.
+
+    Raises:
+        UserError: naming file and line, when the file is damaged or lacks a ``file_name``.
+    """
+    read = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}[path.suffix]
+    for place, record in read(path):
+        name = record.get("file_name")
+        if not isinstance(name, str) or not name:
+            raise UserError(f"{path}, {place}: needs a 'file_name'; got {name!r}")
+        yield place, record
+
+
+def named_image(metadata: str, record: Mapping[str, Any]) -> str:
+    """The relative posix path of the image that a record of the metadata file with this relative path names."""
+    return posixpath.normpath(posixpath.join(posixpath.dirname(metadata), record["file_name"]))
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Row numbers and records of a parquet table."""
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "file_name" not in names:
+                raise UserError(f"{path}: needs a column 'file_name'; has {', '.join(names) or 'none'}")
+            records = (record for batch in file.iter_batches(batch_size=4096) for record in batch.to_pylist())
+            for row, record in enumerate(records, start=1):
+                yield f"row {row}", record
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # Arrow's own errors are of these
+        raise UserError(f"{path}: damaged ({error})") from None
+
+
+def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Places and records of a table with a header."""
     reader = csv.DictReader(io.StringIO(read_text(path)))
     try:
         if "file_name" not in (reader.fieldnames or ()):
             raise UserError(f"{path}: needs a column 'file_name'; has {', '.join(reader.fieldnames or ()) or 'none'}")
         for record in reader:
-            yield reader.line_num, record
+            yield f"line {reader.line_num}", record
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: damaged ({error})") from None
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Line numbers and records of a file with one JSON object a line."""
+def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Places and records of a file with one JSON object a line."""
     for line, text in enumerate(read_text(path).split("\n"), start=1):
         if not text.strip():
             continue
@@ -73,20 +109,12 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
             raise UserError(f"{path}, line {line}: damaged ({error})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {line}: needs a JSON object; got {text[:40]!r}")
-        yield line, {key: _encodable(value) for key, value in record.items()}
+        yield f"line {line}", {key: _encodable(value) for key, value in record.items()}
 
 
 def _encodable(value: Any) -> Any:
     r"""Half an emoji, such as ``"\ud83d"``, is valid JSON but no text: it becomes a question mark."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
-
-
-def _file_name(place: str, record: Mapping[str, Any]) -> str:
-    """The image's path, relative to the metadata file."""
-    name = record.get("file_name")
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{place}: needs a 'file_name'; got {name!r}")
-    return name
 
 
 def _caption(place: str, record: Mapping[str, Any]) -> str | None:
