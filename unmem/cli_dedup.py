@@ -97,7 +97,8 @@ def dedup(**options: Any) -> None:
     """  # noqa: D301 (click wants the control character)
     from unmem.mitigations.dedup import find, publish, work
 
-    data, out, against = options["data"], options["out"], options["against"]
+    data, out = options["data"].absolute(), options["out"]
+    against = options["against"] and options["against"].absolute()
     if _is_inside(out, data) or (against is not None and _is_inside(out, against)):
         raise UserError(f"--out {out}: lies inside the data; take a folder outside")
     if options["bits"] == "256" and options["hash_"] != "phash":
@@ -118,7 +119,7 @@ def dedup(**options: Any) -> None:
             if options["write_encoding_map"]:
                 publish.write_hashes(outcome, options["write_encoding_map"])
             if options["apply_"]:
-                publish.apply(outcome, kept, out, options["apply_"])
+                publish.apply(outcome, kept, out, options["apply_"], options["captions"])
     finally:
         if isinstance(reporter, progress.Bars):
             reporter.stop()

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -29,6 +31,13 @@ def load(path: Path, **options: object) -> tuple[ImageSet, list[Rejected]]:
     scratch = path.parent / f"{path.name}_scratch"
     scratch.mkdir(exist_ok=True)
     return ImageFolder(path=path, **options).load(scratch)
+
+
+def parquet(**columns: list[str | None]) -> bytes:
+    """A parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue().to_pybytes()
 
 
 def names(images: ImageSet) -> list[str]:
@@ -150,7 +159,7 @@ def test_captions_from_text_files(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("column", ["text", "caption"])
-@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
 def test_captions_and_classes_from_metadata(folder: Path, kind: str, column: str) -> None:
     rows = [("deep/er/a.png", 'say "a",\nplease', "y"), ("b.png", "b", "x"), ("./deep/c.png", "", "y")]
     if kind == "csv":
@@ -160,7 +169,10 @@ def test_captions_and_classes_from_metadata(folder: Path, kind: str, column: str
             csv.writer(out).writerows([("file_name", column, "label", "other"), *((*row, "?") for row in rows)])
     else:
         records = [{"file_name": name, column: caption, "label": label} for name, caption, label in rows]
-        (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n\n")
+        if kind == "parquet":
+            pq.write_table(pa.Table.from_pylist(records), folder / "metadata.parquet")
+        else:
+            (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n\n")
     images, rejected = load(folder)
     assert images.captions == ("b", "", 'say "a",\nplease')
     assert not rejected
@@ -222,6 +234,10 @@ def test_half_an_emoji_in_a_caption_can_still_be_saved(folder: Path, tmp_path: P
         ("metadata.jsonl", b'{"file_name": "b.png", "label": 0.5}\n', "'label' must be a text or an integer; got 0.5"),
         ("metadata.csv", b"file_name,label\nb.png,x\n", "no 'label' for 'deep/c.png'"),
         ("metadata.csv", b"file_name,label\nb.png,\ndeep/c.png,x\ndeep/er/a.png,x\n", "no 'label' for 'b.png'"),
+        ("metadata.parquet", b"PAR1", "metadata.parquet: damaged ("),
+        ("metadata.parquet", parquet(name=["b.png"]), "needs a column 'file_name'; has name"),
+        ("metadata.parquet", parquet(file_name=["b.png", None]), "row 2: needs a 'file_name'; got None"),
+        ("metadata.parquet", parquet(file_name=["b.png", "./b.png"]), "row 2: 'file_name' 'b.png' again; first in"),
         ("b.txt", b"caf\xe9", "b.txt: is not UTF-8 (byte 3)"),
     ],
 )

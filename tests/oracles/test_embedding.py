@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -20,6 +20,8 @@ from unmem.component import UserError
 from unmem.mitigations.dedup import embedding
 from unmem.mitigations.dedup.embedding import Embed, between, embed, load, vectors_of_arrays, within
 from unmem.mitigations.dedup.pairs import Pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")  # SSCD is published that way
 
 MEAN, DEVIATION = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -150,7 +152,7 @@ def test_transformers_without_some_weights(tmp_path: Path) -> None:
     state = safetensors.torch.load_file(tmp_path / "model.safetensors")
     state.pop("layernorm.weight")
     safetensors.torch.save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="weights are missing, among them layernorm.weight"):
+    with pytest.raises(UserError, match=r"weights are missing, among them layernorm\.weight"):
         load(str(tmp_path))
 
 
@@ -235,10 +237,10 @@ def test_damaged_files(tmp_path: Path) -> None:
         load(f"torchvision:resnet1:{tmp_path / 'b.pth'}")
     with pytest.raises(UserError, match="a network that ends in a linear layer is needed"):
         load(f"torchvision:squeezenet1_0:{tmp_path / 'b.pth'}")
-    with pytest.raises(UserError, match="config.json: no such file"):
+    with pytest.raises(UserError, match=r"config\.json: no such file"):
         load(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"hidden_size": 3}))
-    with pytest.raises(UserError, match="config.json: needs transformers' 'model_type' or timm's 'architecture'"):
+    with pytest.raises(UserError, match=r"config\.json: needs transformers' 'model_type' or timm's 'architecture'"):
         load(str(tmp_path))
 
 
@@ -335,11 +337,11 @@ def test_arrays(channels: int) -> None:
 
 
 def cosine(left: npt.NDArray, right: npt.NDArray) -> npt.NDArray[np.float64]:
-    """1 - cos of all pairs, in float64; nan for zero vectors."""
+    """1 - cos of all pairs, in float64, at most 2; nan for zero vectors."""
     a, b = left.astype(float), right.astype(float)
     with np.errstate(invalid="ignore"):
         a, b = a / np.linalg.norm(a, axis=1, keepdims=True), b / np.linalg.norm(b, axis=1, keepdims=True)
-    return 1 - a @ b.T
+    return np.minimum(1 - a @ b.T, 2)
 
 
 def check_pairs(found: Pairs, every: npt.NDArray, limit: float, upper: bool) -> None:
@@ -363,7 +365,7 @@ def test_search_is_brute_force(seed: int, n: int, m: int, d: int, limit: float) 
     rows = unit(rows)
     rows[random.random(n + m) < 0.1] = 0
     left, right = rows[:n], rows[n:]
-    np.testing.assert_array_less(1e-7, np.abs(cosine(rows, rows)[rows.any(1)][:, rows.any(1)] - limit))
+    assume(limit == 2 or not (np.abs(cosine(rows, rows) - limit) < 1e-7).any())  # too near to call
     check_pairs(within(left, limit), cosine(left, left), limit, upper=True)
     check_pairs(between(left, right, limit), cosine(left, right), limit, upper=False)
 

@@ -18,6 +18,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFilter, features
 
 from unmem.component import UserError
+from unmem.mitigations.dedup import perceptual
 from unmem.mitigations.dedup.encoding_map import from_hex, read_encoding_map, to_hex, write_encoding_map
 from unmem.mitigations.dedup.perceptual import (
     DIHEDRAL,
@@ -153,7 +154,9 @@ def test_arrays_hash_as_imagededup_does(images: npt.NDArray[np.uint8], hash: str
     "shape", [(32, 32, 3), (28, 28, 1), (8, 8, 1), (64, 64, 3), (37, 90, 3), (9, 300, 1), (90, 37, 3), (50, 7, 1)]
 )
 @pytest.mark.parametrize(("hash", "bits"), SIZES)
-def test_batches_do_not_change_the_codes(shape: tuple[int, ...], hash: str, bits: int) -> None:
+def test_batches_do_not_change_the_codes(
+    shape: tuple[int, ...], hash: str, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     height, width, channels = shape
     crops = [PHOTOGRAPH.crop((x, x, x + 3 * width, x + 3 * height)).resize((width, height)) for x in range(0, 60, 7)]
     images = np.stack([np.asarray(each.convert("L" if channels == 1 else "RGB")) for each in crops])
@@ -164,6 +167,8 @@ def test_batches_do_not_change_the_codes(shape: tuple[int, ...], hash: str, bits
     np.testing.assert_array_equal(codes_of_arrays(strided, hash, bits), expected)
     np.testing.assert_array_equal(codes_of_arrays(images[:1], hash, bits), expected[:1])
     assert codes_of_arrays(images[:0], hash, bits).shape == (0, bits // 64)
+    monkeypatch.setattr(perceptual, "BATCH", 5 * max(height * width, SIZES[hash, bits][0] * SIZES[hash, bits][1]))
+    np.testing.assert_array_equal(codes_of_arrays(images, hash, bits), expected)  # 18 images by fives
 
 
 def test_grey_is_rgb_with_equal_channels() -> None:

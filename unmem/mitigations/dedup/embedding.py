@@ -170,7 +170,7 @@ def _function(spec: str) -> image_models.Function:
     if kind == "torchvision":
         name, _, file = rest.partition(":")
         return image_models.torchvision(name, *_file(spec, file, 224))
-    if Path(spec).is_dir():
+    if spec and Path(spec).is_dir():
         return image_models.folder(Path(spec))
     if spec.partition("?")[0].endswith(image_models.TORCHSCRIPT):
         return image_models.torchscript(*_file(spec, spec, 320))
@@ -228,4 +228,4 @@ def _distances(
         a /= np.linalg.norm(a, axis=1, keepdims=True)
         b /= np.linalg.norm(b, axis=1, keepdims=True)
         found[part] = np.square(a - b).sum(1) / 2
-    return found
+    return np.minimum(found, 2, out=found)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from unmem.mitigations.dedup import classes, threshold, vectors
+from unmem.mitigations.dedup import bands, classes, threshold, vectors
 from unmem.mitigations.dedup.buckets import CaptionBuckets, HashBuckets, partitions_for, write_texts
 from unmem.mitigations.dedup.captions import choose_bands
 from unmem.mitigations.dedup.distinct import first_equal, number
@@ -178,7 +178,8 @@ class _Search:
             and hashes.turned is None
         )
         if banded:
-            method = HashBuckets(self.work.arrays, distance, self._partitions("perceptual", size * 16))
+            keys = bands.bucket_keys(np.zeros((1, hashes.codes.shape[1]), np.uint64), distance).shape[1]
+            method = HashBuckets(self.work.arrays, distance, self._partitions("perceptual", size * keys))
         else:
             method = HashTiles(self.work.arrays, distance, hashes.turned is not None)
         near = hashes.rows[self.work.search(method, size, self.tables)]
@@ -189,8 +190,8 @@ class _Search:
         """int64 [u]: the group of each distinct caption."""
         size = len(captions.firsts)
         write_texts(self.work.arrays / "texts.arrow", captions.texts())
-        bands = choose_bands(self.settings.jaccard)
-        method = CaptionBuckets(self.work.arrays, self.settings.jaccard, self._partitions("captions", size * bands.b))
+        keys = choose_bands(self.settings.jaccard).b
+        method = CaptionBuckets(self.work.arrays, self.settings.jaccard, self._partitions("captions", size * keys))
         union = UnionFind(size)
         union.add(self.work.search(method, size, self.tables))
         return union.labels()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from operator import attrgetter
@@ -81,7 +82,8 @@ def torchscript(file: Path, side: int) -> Function:
     """A TorchScript file, such as SSCD's: float32 [n, 3, side, side] in ImageNet's normalisation to [n, d]."""
     import torch
 
-    with _loading(str(file), "must be a TorchScript file, as torch.jit.save writes it"):
+    with _loading(str(file), "must be a TorchScript file, as torch.jit.save writes it"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # new files should be made otherwise; these are as they are
         return Network(torch.jit.load(file, map_location="cpu"), Square(side))
 
 

@@ -246,7 +246,7 @@ def _above_median(blocks: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
 
 def _haar_means(grey: npt.NDArray[np.uint8 | np.float32]) -> npt.NDArray[np.float64]:
     """Haar's approximation at level 5, [n, 8, 8]; by pywt, since its rounding decides ties."""
-    import pywt  # type: ignore[import-untyped]
+    import pywt
 
     means = grey / 255
     for _ in range(5):

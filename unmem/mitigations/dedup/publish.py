@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from unmem.component import UserError
 from unmem.mitigations.dedup import review
 from unmem.mitigations.dedup.apply import apply as write_set
 from unmem.mitigations.dedup.encoding_map import to_hex, write_encoding_map
@@ -61,11 +62,20 @@ def write_hashes(outcome: Outcome, path: Path) -> None:
     write_encoding_map(path, dict(sorted(zip(ids.tolist(), to_hex(codes[present]), strict=True))))
 
 
-def apply(outcome: Outcome, kept: Collection[str], out: Path, mode: Literal["copy", "link", "list"]) -> None:
-    """Write the data set without the dropped images to ``out/set``."""
+def apply(
+    outcome: Outcome, kept: Collection[str], out: Path, mode: Literal["copy", "link", "list"], field: str | None
+) -> None:
+    """Write the data set without the dropped images to ``out/set``; merged captions go to ``field``, if given.
+
+    Raises:
+        UserError: when the data changed under our hands; the rest is written.
+    """
     merged = outcome.groups.filter(pc.is_valid(outcome.groups["merged_captions"]))
     captions = dict(zip(merged["id"].to_pylist(), merged["merged_captions"].to_pylist(), strict=True))
-    write_set(outcome.source.data, outcome.source.shards, kept, out / "set", mode, captions or None)
+    source = outcome.source
+    done = write_set(source.data, source.shards, kept, out / "set", mode, captions or None, field=field)
+    if done["missing"]:
+        raise UserError(f"{source.data}: {len(done['missing'])} kept images are gone, such as {done['missing'][0]}")
 
 
 def _write_csv(path: Path, table: pa.Table) -> None:

@@ -189,7 +189,7 @@ def _of_image(data: bytes, signing: Signing) -> dict[str, Any] | str:
     opened = open_rgb(data, draft=draft, as_stored=signing.as_stored)
     if isinstance(opened, str):
         return opened
-    flat = perceptual.is_flat(opened.image)
+    flat = perceptual.is_flat(perceptual.shrink(opened.image, perceptual.DRAFT["phash", 64]))
     return {
         "pixels_key": None if signing.scaled else _pixels_key(opened),
         "code": None if flat else perceptual.code(opened.image, signing.hash, signing.bits).astype(">u8").tobytes(),
