@@ -1,8 +1,8 @@
 """A small network for copies, trained here in minutes: a stand-in for SSCD where no published weights can be had.
 
 After SSCD (Pizzi et al., CVPR 2022): two random edits of one image are each other's positives, the rest of the batch
-negatives (InfoNCE), and the differential entropy of the batch is kept high. Edits are done on whole batches, so that one
-core spends its time on the network.
+negatives (InfoNCE), and the differential entropy of the batch is kept high. Edits are done on whole batches, so that
+one core spends its time on the network.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class CopyNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for i, (before, after) in enumerate(zip((3, 32, 64, 128), (32, 64, 128, 256), strict=True)):
-            layers += [nn.Conv2d(before, after, 3, 2 if i else 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        self.layers = nn.Sequential(*layers)
+        for before, after, stride in ((3, 32, 2), (32, 64, 2), (64, 128, 1), (128, 256, 2)):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)  # a third faster on a CPU
         self.head = nn.Linear(256 * 4, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,8 @@ def train(images: npt.NDArray[np.uint8], seconds: float, seed: int) -> tuple[Cop
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1, done * 20) * (1 + math.cos(math.pi * done)) / 2
         some = stored[torch.randperm(len(stored))[:size]].permute(0, 3, 1, 2).float() / 255
-        vectors = network.train()(torch.cat([edit(some), edit(some)]))
+        views = torch.cat([edit(some), edit(some)]).to(memory_format=torch.channels_last)
+        vectors = network.train()(views)
         optimizer.zero_grad()
         loss(vectors).backward()
         optimizer.step()

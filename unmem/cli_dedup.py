@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from unmem.mitigations.dedup.work import Settings
 
 
-class _Distance(click.ParamType):
+class _Distance(click.ParamType[int | None]):
     """Bits, or ``auto``."""
 
     name = "N|auto"
@@ -105,6 +105,8 @@ def dedup(**options: Any) -> None:
         raise UserError(f"--bits 256: there is only a phash of 256 bits, not {options['hash_']}")
     if options["dihedral"] and options["hash_"] != "phash":
         raise UserError(f"--dihedral: works with phash, not {options['hash_']}")
+    if options["search"] == "bands" and (options["bits"] != "256" or options["dihedral"]):
+        raise UserError("--search bands: goes with --bits 256, without --dihedral; at 64 bits it would file too much")
     if (options["read_encoding_map"] or options["write_encoding_map"]) and (
         options["bits"] != "64" or options["dihedral"] or options["hash_"] == "none"
     ):
@@ -165,8 +167,8 @@ def _settings(options: dict[str, Any]) -> Settings:
         as_stored=options["as_imagededup"],
         sharpness=options["keep"] == "sharpest",
         captions=options["captions"],
-        encoding_map=stored and str(stored.absolute()),
-        encoding_map_digest=stored and digest(read_encoding_map(stored)),
+        encoding_map=None if stored is None else str(stored.absolute()),
+        encoding_map_digest=None if stored is None else digest(read_encoding_map(stored)),
     )
     if options["max_distance"] is not None and options["max_distance"] > signing.bits:
         raise UserError(f"--max-distance {options['max_distance']}: must be at most {signing.bits}, the bits of a hash")

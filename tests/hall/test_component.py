@@ -21,13 +21,15 @@ def problems_of(package: str, spec: object) -> list[str]:
 def test_what_is_wrong_is_said_with_place_value_and_what_is_allowed() -> None:
     mitigations = "unmem.mitigations"
     (unknown,) = problems_of(mitigations, {"kind": "near_duplicate"})
-    assert unknown.startswith("here.kind: unknown kind 'near_duplicate', did you mean 'near_duplicates'?; have dp_sgd")
+    assert unknown.startswith(
+        "here.kind: unknown kind 'near_duplicate', did you mean 'near_duplicates'?; have caption_"
+    )
     (misspelt,) = problems_of(mitigations, {"kind": "near_duplicates", "hsah": "phash"})
-    assert misspelt == "here.hsah: unknown field, did you mean 'hash'?; have hash, max_distance"
+    assert misspelt == "here.hsah: unknown field, did you mean 'hash'?; have hash, bits, max_distance, dihedral"
     (choice,) = problems_of(mitigations, {"kind": "near_duplicates", "hash": "sha"})
     assert choice.startswith("here.hash: input should be 'phash', 'dhash', 'whash' or 'ahash'; got 'sha'")
     (bound,) = problems_of(mitigations, {"kind": "near_duplicates", "max_distance": 65})
-    assert bound == "here.max_distance: input should be less than or equal to 64; got 65"
+    assert bound == "here: max_distance must be at most bits (64), got 65"
     missing = problems_of(mitigations, {"kind": "dp_sgd"})
     assert missing == ["here.epsilon: is required", "here.delta: is required"]
     (shape,) = problems_of(mitigations, ["near_duplicates"])

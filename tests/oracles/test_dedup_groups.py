@@ -143,8 +143,10 @@ def facts(*rows: dict) -> pa.Table:
 )
 def test_policies(policy: str, stays: str, why: str) -> None:
     table = facts(
-        {"id": "c", "sharpness": 7.0}, {"id": "a", "captions": ["x", "hello"]}, {"id": "b", "width": 9, "captions": ["X"]}
-    )  # fmt: skip
+        {"id": "c", "sharpness": 7.0},
+        {"id": "a", "captions": ["x", "hello"]},
+        {"id": "b", "width": 9, "captions": ["X"]},
+    )
     groups = groups_table(table, np.zeros(3, np.int64), [Line(np.zeros(3), 0)], Choice(policy, merge_captions=True))
     (kept,) = [row for row in groups.to_pylist() if row["kept"]]
     assert (kept["id"], kept["why"], kept["copies"]) == (stays, why, 3)
@@ -251,7 +253,9 @@ def test_threshold_of_ideal_hashes_and_of_dependent_bits() -> None:
     assert chosen.max_distance < 6
     assert "independent bits" in chosen.reason
     wide = rng.integers(0, 2**64, (1000, 4), dtype=np.uint64)
-    assert choose(10**9, wide, rng).max_distance == 31
+    assert choose(10**9, wide, rng).max_distance == 51
+    assert choose(10**9, wide, rng, most=31).max_distance == 31
+    assert choose(10**4, ideal, rng, comparisons=8).max_distance < choose(10**4, ideal, rng).max_distance
     assert "even where they are equal" in choose(10**6, ideal & np.uint64(0xFF), rng).reason
 
 

@@ -121,7 +121,7 @@ def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many tasks even on small data."""
     monkeypatch.setattr(work, "FILES", 10)
     monkeypatch.setattr(search, "BLOCK", 16)
-    monkeypatch.setattr(buckets, "FILED", 16)
+    monkeypatch.setattr(buckets, "FILED", 2_000)
     monkeypatch.setattr(buckets, "ENTRIES", 400)
 
 
@@ -409,6 +409,7 @@ def test_encoding_maps_go_out_and_come_in(tmp_path: Path, monkeypatch) -> None:
         (["--dihedral", "--hash", "ahash"], "--dihedral: works with phash, not ahash"),
         (["--max-distance", "65"], "--max-distance 65: must be at most 64"),
         (["--max-distance", "few"], "'few' is neither a number of bits nor 'auto'"),
+        (["--search", "bands"], "--search bands: goes with --bits 256"),
         (["--address", "here"], "--address here: goes with --engine ray"),
         (["--captions", "subtitel"], "subtitel"),
         (["--decisions", "none.csv"], "none.csv"),

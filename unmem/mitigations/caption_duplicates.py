@@ -36,6 +36,7 @@ class CaptionDuplicates:
         """
         if data.captions is None:
             raise UserError("caption_duplicates: the data have no captions")
-        edges = captions.forest(data.captions, self.jaccard)
+        rows = np.flatnonzero([bool(text.strip()) for text in data.captions])
+        edges = rows[captions.forest([data.captions[row] for row in rows], self.jaccard)]
         relation = NearCaption([[text] for text in data.captions], self.jaccard)
         return leave_out(data, edges, relation, "caption_duplicates")

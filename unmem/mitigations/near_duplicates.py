@@ -28,7 +28,7 @@ class NearDuplicates:
         hash: imagededup's method, bit for bit.
         bits: 64; or, for phash, 256, for sets in which chance makes 64-bit hashes collide.
         max_distance: in bits. ``auto`` takes the largest at which less than one chance pair is expected, judged by the
-            number of images and by how their hashes spread, at most 10 of 64 or 31 of 256.
+            number of images and by how their hashes spread, at most 10 of 64 or 51 of 256.
         dihedral: whether flips and quarter turns count as the same image (phash).
     """
 
@@ -50,7 +50,7 @@ class NearDuplicates:
         radius = self.max_distance
         if radius == "auto":
             distinct = np.unique(codes[rows], axis=0)
-            chosen = threshold.choose(len(distinct), distinct, rng)
+            chosen = threshold.choose(len(distinct), distinct, rng, comparisons=8 if self.dihedral else 1)
             progress.say(f"near_duplicates: max_distance {chosen.max_distance} of {self.bits} bits: {chosen.reason}")
             radius = chosen.max_distance
         if turned is None:

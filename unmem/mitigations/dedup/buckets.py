@@ -23,7 +23,7 @@ from unmem.mitigations.dedup.search import Edges, Phase, write_edges
 from unmem.mitigations.dedup.union_find import UnionFind
 from unmem.rundir import atomic
 
-FILED = 2**18  # things whose keys one task files
+FILED = 2**22  # keys that one task files, about
 ENTRIES = 2**22  # keys that one partition holds, about
 CANDIDATES = 2**20  # pairs verified at once
 
@@ -161,9 +161,10 @@ def _phases(
     method: HashBuckets | CaptionBuckets, known: int, size: int, folder: Path, earlier: Sequence[Path]
 ) -> Iterator[Phase]:
     """Filing, then matching."""
+    block = max(1, FILED // method.keys(0, 0).shape[1])
     filings = [
-        Filing(method, start, min(start + FILED, size), folder / "keys" / f"{start:012}.parquet")
-        for start in range(known, size, FILED)
+        Filing(method, start, min(start + block, size), folder / "keys" / f"{start:012}.parquet")
+        for start in range(known, size, block)
     ]
     yield Phase(f"file {method.name}", file, filings)
     before = sorted(path for other in earlier for path in (other / "keys").glob("*.parquet"))
@@ -221,7 +222,7 @@ def _verified_forest(
     return np.stack([numbers[labels[linked]], numbers[linked]], axis=1)
 
 
-@njit(cache=True)  # type: ignore[misc]
+@njit(cache=True)  # type: ignore[untyped-decorator]
 def _fill(
     things: Edges,
     starts: Edges,

@@ -160,7 +160,13 @@ class _Search:
         self.work.array("codes.npy", codes[rows])
         if turned is not None:
             self.work.array("turned.npy", turned[rows])
-        chosen = threshold.choose(len(rows), codes[rows], stream(SEED, "threshold"))
+        chosen = threshold.choose(
+            len(rows),
+            codes[rows],
+            stream(SEED, "threshold"),
+            most=threshold.BANDED if self._banded(len(rows)) else None,
+            comparisons=1 if turned is None else 8,
+        )
         if self.settings.max_distance is not None:
             chosen = threshold.Threshold(
                 self.settings.max_distance, f"as asked for; auto would take {chosen.max_distance}"
@@ -185,6 +191,11 @@ class _Search:
         near = hashes.rows[self.work.search(method, size, self.tables)]
         rows = np.flatnonzero(hashes.present)
         return np.concatenate([near, np.stack([hashes.rows[hashes.numbers], rows], axis=1)])
+
+    def _banded(self, size: int) -> bool:
+        """Whether so many hashes are searched by bands."""
+        bandable = self.settings.signing.bits == 256 and not self.settings.signing.dihedral
+        return self.settings.method == "bands" or (self.settings.method == "auto" and size > TILED and bandable)
 
     def _near_captions(self, captions: Captions) -> Numbers:
         """int64 [u]: the group of each distinct caption."""

@@ -12,7 +12,9 @@ import numpy.typing as npt
 class Relation(Protocol):
     """One way for two items to be duplicates of each other."""
 
-    stage: str
+    @property
+    def stage(self) -> str:
+        """Its name in the ledger."""
 
     def distances(self, item: int, others: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """float32 [k]: how far each of ``others`` is from ``item``; infinite beyond the threshold."""

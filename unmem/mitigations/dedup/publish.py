@@ -48,7 +48,7 @@ def publish(outcome: Outcome, out: Path) -> list[str]:
     quarantine = [*outcome.source.rejected, *(outcome.against.rejected if outcome.against else ())]
     write_text(out / "quarantine.csv", _rejected_csv(quarantine))
     write_json(out / "report.json", outcome.report)
-    names = kept.to_pylist()
+    names: list[str] = kept.to_pylist()
     write_text(out / "keep.txt", "".join(f"{name}\n" for name in names))
     review.render(groups, outcome.report, lambda ids: _thumbnails(outcome, ids), out / "duplicates.html")
     return names

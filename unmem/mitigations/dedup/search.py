@@ -33,7 +33,9 @@ Edges = npt.NDArray[np.int64]
 class Method(Protocol):
     """How one kind of thing is searched."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The folder of its files."""
 
     def inputs(self) -> Mapping[str, Any]:
         """All settings that the pairs depend on."""

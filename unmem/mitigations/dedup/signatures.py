@@ -25,6 +25,26 @@ KEY = pa.binary(16)  # half of a SHA-256: among 10^9 items, two unequal ones sha
 REJECTED = b"unmem.rejected"
 
 
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("bytes_key", KEY),
+        ("pixels_key", KEY),
+        ("code", pa.binary()),  # big-endian words; null for flat images
+        ("turned", pa.binary()),  # the eight dihedral codes, one after the other
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("file_bytes", pa.int64()),
+        ("sharpness", pa.float32()),
+        ("flat", pa.bool_()),
+        ("oriented", pa.bool_()),
+        ("flattened", pa.bool_()),
+        ("captions", pa.list_(pa.string())),
+        ("caption_keys", pa.list_(KEY)),
+    ]
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Signing:
     """What is computed of each item.
@@ -104,26 +124,6 @@ class _Columns:
         row = {"id": item.id, "bytes_key": key, "captions": texts, "caption_keys": keys, **image}
         for name, values in self.rows.items():
             values.append(row.get(name))
-
-
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("bytes_key", KEY),
-        ("pixels_key", KEY),
-        ("code", pa.binary()),  # big-endian words; null for flat images
-        ("turned", pa.binary()),  # the eight dihedral codes, one after the other
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("file_bytes", pa.int64()),
-        ("sharpness", pa.float32()),
-        ("flat", pa.bool_()),
-        ("oriented", pa.bool_()),
-        ("flattened", pa.bool_()),
-        ("captions", pa.list_(pa.string())),
-        ("caption_keys", pa.list_(KEY)),
-    ]
-)
 
 
 def sign(task: SignTask) -> Path:

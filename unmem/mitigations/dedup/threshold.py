@@ -9,7 +9,9 @@ import numpy.typing as npt
 
 from unmem.mitigations.dedup import hamming
 
-RECOMMENDED = {64: 10, 256: 31}  # imagededup's default; PDQ's published threshold for 256 bits of the same kind
+# imagededup's default; and a fifth of the bits, which the perception library gives for a phash of 16 x 16
+RECOMMENDED = {64: 10, 256: 51}
+BANDED = 31  # more bits, and a search by bands would file each hash under hundreds of keys
 TAIL, DEVIATIONS = 0.01, 2.326  # a quantile, and how many standard deviations it is from the mean of a normal
 SAMPLE = 2_000  # images whose distances are looked at: two million pairs
 
@@ -42,7 +44,14 @@ def chance_pairs(images: int, bits: float, distance: float, differ: float = 0.5)
     return images * (images - 1) / 2 * below
 
 
-def choose(images: int, codes: npt.NDArray[np.uint64], rng: np.random.Generator) -> Threshold:
+def choose(
+    images: int,
+    codes: npt.NDArray[np.uint64],
+    rng: np.random.Generator,
+    *,
+    most: int | None = None,
+    comparisons: int = 1,
+) -> Threshold:
     """The largest radius at which less than one chance pair is expected, and at most the recommended one.
 
     Chance is judged twice: for ideal hashes, whose bits are independent coins, and for the data's own, whose bits
@@ -53,23 +62,24 @@ def choose(images: int, codes: npt.NDArray[np.uint64], rng: np.random.Generator)
         images: n, how many will be compared with each other.
         codes: uint64 [m, w], distinct hashes of these images, or of a part of them.
         rng: draws the sample.
+        most: the largest radius to take; None is the recommended one.
+        comparisons: of each pair of images; more than one where turned ones count, too.
     """
     bits = 64 * codes.shape[1]
-    ideal = _largest(images, bits, bits, 0.5)
-    limits = {f"ideal {bits}-bit hashes": ideal}
+    limits = {f"ideal {bits}-bit hashes": _largest(images, bits, bits, 0.5, comparisons)}
     if len(codes) >= 100:
         some = codes[rng.choice(len(codes), min(SAMPLE, len(codes)), replace=False)]
         free, differ = degrees_of_freedom(some)
-        limits[f"this data's hashes, which vary like {free:.0f} independent bits,"] = _largest(
-            images, bits, free, differ
-        )
+        source = f"this data's hashes, which vary like {free:.0f} independent bits,"
+        limits[source] = _largest(images, bits, free, differ, comparisons)
     source, found = min(limits.items(), key=lambda entry: entry[1])
     if found < 0:
-        return Threshold(0, f"{source} make chance pairs among {images:,} images even where they are equal: look at them")
-    if found >= RECOMMENDED[bits]:
         return Threshold(
-            RECOMMENDED[bits], f"the recommended radius for {bits} bits; chance allows {found} among {images:,} images"
+            0, f"{source} make chance pairs among {images:,} images even where they are equal: look at them"
         )
+    most = RECOMMENDED[bits] if most is None else most
+    if found >= most:
+        return Threshold(most, f"the recommended radius for {bits} bits; chance allows {found} among {images:,} images")
     return Threshold(found, f"the largest at which {source} make less than one chance pair among {images:,} images")
 
 
@@ -94,9 +104,9 @@ def degrees_of_freedom(codes: npt.NDArray[np.uint64]) -> tuple[float, float]:
     return min(differ * (1 - differ) / spread**2, float(bits)), differ
 
 
-def _largest(images: int, bits: int, free: float, differ: float) -> int:
+def _largest(images: int, bits: int, free: float, differ: float, comparisons: int) -> int:
     """The largest radius with less than one chance pair; -1 when there is none."""
     radius = -1
-    while radius < bits and chance_pairs(images, free, (radius + 1) * free / bits, differ) < 1:
+    while radius < bits and comparisons * chance_pairs(images, free, (radius + 1) * free / bits, differ) < 1:
         radius += 1
     return radius
