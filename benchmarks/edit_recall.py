@@ -27,6 +27,7 @@ import functools
 import hashlib
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -260,7 +261,10 @@ def openclipart(folder: Path, count: int, random: np.random.Generator) -> Collec
 def own(folder: Path, count: int, random: np.random.Generator) -> Collection:
     """The images that a folder and its subfolders hold."""
     opened = [open_rgb(path) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return split_up("images", [each.image for each in opened if not isinstance(each, str)], count, random)
+    found = split_up("images", [each.image for each in opened if not isinstance(each, str)], count, random)
+    if len(found.calibration) < 5:
+        sys.exit(f"{folder}: at least 30 different images are needed, that are not flat")
+    return found
 
 
 def split_up(
@@ -307,7 +311,7 @@ def measure(
     note = (
         f"{len(originals)} originals, {pairs:,} pairs ({pairs * len(EDITS):,} edited). phash64 auto: "
         f"{auto.max_distance} bits, for {options.size:,} images. embedding: cosine distance {limit:.4f}, false for "
-        f"at most {options.false_pairs:g} of {calibrated:,} pairs of {len(collection.calibration)} other images. "
+        f"{int(options.false_pairs * calibrated)} of {calibrated:,} pairs of {len(collection.calibration)} other images. "
         f"A recall is within {98 / np.sqrt(len(originals)):.0f} points at 95 %."
     )
     return rows, table(collection.name, rows, note)
@@ -335,9 +339,10 @@ def collect(options: argparse.Namespace) -> list[Collection]:
     found = [photographs()]
     if options.data:
         sources = {"cifar10": cifar10, "noto_emoji64.npz": emoji, "openclipart64.npz": openclipart}
-        found += [
-            load(options.data, options.originals, random) for n, load in sources.items() if (options.data / n).exists()
-        ]
+        present = [load for name, load in sources.items() if (options.data / name).exists()]
+        found += [load(options.data, options.originals, random) for load in present]
+        if cifar10 in present:  # photographs as well, and many: parts of five are too few to choose a threshold by
+            found[0] = found[0]._replace(calibration=found[1].calibration)
     return found
 
 

@@ -30,6 +30,8 @@ def test_what_is_wrong_is_said_with_place_value_and_what_is_allowed() -> None:
     assert choice.startswith("here.hash: input should be 'phash', 'dhash', 'whash' or 'ahash'; got 'sha'")
     (bound,) = problems_of(mitigations, {"kind": "near_duplicates", "max_distance": 65})
     assert bound == "here: max_distance must be at most bits (64), got 65"
+    (neither,) = problems_of(mitigations, {"kind": "near_duplicates", "max_distance": "ten"})
+    assert neither == "here.max_distance: must be a number of bits, or 'auto'; got 'ten'"
     missing = problems_of(mitigations, {"kind": "dp_sgd"})
     assert missing == ["here.epsilon: is required", "here.delta: is required"]
     (shape,) = problems_of(mitigations, ["near_duplicates"])

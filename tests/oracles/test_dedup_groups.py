@@ -18,6 +18,7 @@ from unmem.mitigations.dedup.outcome import GROUPS, Choice, groups_table
 from unmem.mitigations.dedup.relations import Equal, NearCaption, NearHash, NearVector, WithCaption
 from unmem.mitigations.dedup.threshold import chance_pairs, choose, degrees_of_freedom
 from unmem.mitigations.dedup.union_find import UnionFind
+from unmem.mitigations.ledger import copies
 from unmem.rng import stream
 
 
@@ -265,3 +266,8 @@ def test_the_threshold_makes_about_as_many_chance_pairs_as_it_says() -> None:
         found = len(hamming.within(codes, radius).left)
         expected = chance_pairs(20_000, 64, radius)
         assert abs(found - expected) < 6 * expected**0.5
+
+
+def test_copies_are_counted_through_several_mitigations() -> None:
+    assert copies([("b", "a"), ("c", "a"), ("a", "z"), ("y", "x")]) == {"a": 4, "b": 4, "c": 4, "z": 4, "x": 2, "y": 2}
+    assert copies([]) == {}

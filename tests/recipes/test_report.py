@@ -43,7 +43,7 @@ def membership(kind: str, value: float) -> dict[str, Any]:
 
 
 def extraction(found: int) -> dict[str, Any]:
-    match = {"id": NAME, "sample": 17, "distance": 0.0123, "ratio": 0.4567, "planted": True}
+    match = {"id": NAME, "sample": 17, "distance": 0.0123, "ratio": 0.4567, "copies": 32, "planted": True}
     return {
         "kind": "generate_and_filter",
         "type": "extraction",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -20,3 +22,23 @@ class Dropped:
     kept: str
     distance: float
     mitigation: str
+
+
+def copies(dropped: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """How many images of the set each duplicated image stands with, itself included.
+
+    Args:
+        dropped: (id, kept id) of every dropped image; one that was kept may be dropped later.
+
+    Returns:
+        The size of its group by id, for every dropped image and every image that stands for one.
+    """
+    kept_for = dict(dropped)
+    last: dict[str, str] = {}
+    for name in kept_for:
+        end = name
+        while end in kept_for:
+            end = kept_for[end]
+        last[name] = end
+    sizes = Counter(last.values())
+    return {name: sizes[last.get(name, name)] + 1 for name in {*last, *last.values()}}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import BeforeValidator
 
 from unmem import progress
 from unmem.component import component
@@ -15,6 +15,13 @@ from unmem.mitigations.dedup.leave_out import leave_out
 from unmem.mitigations.dedup.relations import NearHash
 from unmem.mitigations.ledger import Dropped
 from unmem.train.imageset import ImageSet
+
+
+def _radius(value: Any) -> Any:
+    """Refuse what is no radius, in one message."""
+    if value != "auto" and not (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        raise ValueError("must be a number of bits, or 'auto'")
+    return value
 
 
 @component
@@ -34,7 +41,7 @@ class NearDuplicates:
 
     hash: Literal["phash", "dhash", "whash", "ahash"] = "phash"
     bits: Literal[64, 256] = 64
-    max_distance: Annotated[int, Field(ge=0, le=256)] | Literal["auto"] = "auto"
+    max_distance: Annotated[int | Literal["auto"], BeforeValidator(_radius)] = "auto"
     dihedral: bool = False
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from unmem.evaluate import results
 from unmem.evaluate.analysis import difference
 from unmem.evaluate.audit import Audit
+from unmem.mitigations.ledger import copies
 from unmem.recipes.arm import Arm
 from unmem.recipes.recipe import Recipe
 from unmem.recipes.verdict import verdict
@@ -37,6 +38,7 @@ def compare(recipe: Recipe, arms: list[Arm], root: Path) -> dict[str, Any]:
         "arms": {arm.name: _arm(arm) for arm in done},
         "unfinished": [arm.name for arm in arms if arm not in done],
     }
+    _count_copies(found["arms"], done)
     reference = next((arm for arm in done if arm.name == recipe.compare.against), None)
     others = [arm for arm in done if arm is not reference]
     found["differences"] = {
@@ -60,6 +62,19 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "quality": {name: read_json(arm.directory / "quality" / name / "report.json") for name in arm.recipe.quality},
         "seconds": {name: stage.seconds for name, stage in stages.items()},
     }
+
+
+def _count_copies(figures: dict[str, Any], arms: list[Arm]) -> None:
+    """Say of each extracted image how often it stands in the training set, by the arm whose ledger found most."""
+    most: dict[str, int] = {}
+    for arm in arms:
+        dropped = read_json(arm.directory / "data" / "ledger.json")["dropped"]
+        for name, count in copies((entry["id"], entry["kept"]) for entry in dropped).items():
+            most[name] = max(count, most.get(name, 1))
+    for found in figures.values():
+        for attack in found["attacks"].values():
+            for match in attack.get("matches", []):
+                match["copies"] = most.get(match["id"], 1)
 
 
 def _differences(arm: Arm, reference: Arm, audit: Audit) -> dict[str, Any]:
