@@ -26,7 +26,7 @@ class EmbeddingDuplicates:
     Attributes:
         model: ``package.module:callable`` from a list of RGB images to float32 [n, d], or a local model (TorchScript
             file, transformers folder, torchvision weights; see docs/deduplication.md).
-        max_distance: cosine distance, 0 to 2.
+        max_distance: cosine distance, 0 to 2; every model has its own scale, and the default is SSCD's.
     """
 
     model: str

@@ -23,8 +23,8 @@ from unmem.mitigations.dedup.search import Edges, Phase, write_edges
 from unmem.mitigations.dedup.union_find import UnionFind
 from unmem.rundir import atomic
 
-FILED = 2**22  # keys that one task files, about
-ENTRIES = 2**22  # keys that one partition holds, about
+FILED = 2**20  # keys that one task files, about
+ENTRIES = 2**20  # keys that one partition holds, about
 CANDIDATES = 2**20  # pairs verified at once
 
 

@@ -133,7 +133,8 @@ class _Search:
             relations.append(NearHash(hashes.codes, hashes.present, hashes.threshold.max_distance, hashes.turned))
         if self.settings.embed is not None:
             embedded = self._embed()
-            method = VectorTiles(self.work.arrays, self.settings.embed_distance, self.settings.embed)
+            model = vectors.identity(self.settings.embed)
+            method = VectorTiles(self.work.arrays, self.settings.embed_distance, model)
             union.add(self.work.search(method, len(embedded), self.tables))
             relations.append(NearVector(embedded, self.settings.embed_distance))
         labels = union.labels()
@@ -268,10 +269,10 @@ class _Search:
         marks = pa.array(np.where(self.own[members], "", AGAINST))
         return facts.set_column(0, "id", pc.binary_join_element_wise(marks, facts["id"].combine_chunks(), ""))
 
-    def _ids(self) -> pa.Array:
+    def _ids(self) -> pa.ChunkedArray:
         """The data set's ids, sorted."""
-        tables = Signatures.of(self.source.tables)
-        return pa.array(sorted(tables.column("id")), pa.string())
+        ids = Signatures.of(self.source.tables).column("id")
+        return ids.take(pc.sort_indices(ids))
 
     def _report(self, groups: pa.Table, hashes: _Hashes | None, joint: dict[str, int]) -> dict[str, Any]:
         """Counts, thresholds, and what was done to the images."""

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,9 +78,9 @@ class Signatures:
             return pq.read_schema(self.paths[0]).empty_table().select(list(columns)) if self.paths else pa.table({})
         return pa.concat_tables(parts)
 
-    def column(self, name: str) -> list[Any]:
-        """A whole column as Python values."""
-        return [value for table in self._tables([name]) for value in table[name].to_pylist()]
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A whole column."""
+        return pa.chunked_array([chunk for table in self._tables([name]) for chunk in table[name].chunks])
 
     def captions(self) -> Captions:
         """All captions, told apart by their normalised text."""

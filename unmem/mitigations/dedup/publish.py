@@ -8,7 +8,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -27,8 +26,8 @@ from unmem.train.decode import open_rgb
 from unmem.train.imageset import Rejected
 
 
-def publish(outcome: Outcome, out: Path) -> list[str]:
-    """Write all results; the ids that are kept.
+def publish(outcome: Outcome, out: Path) -> pa.ChunkedArray:
+    """Write all results; give back the ids that are kept.
 
     ``keep.txt`` (kept ids, sorted), ``ledger.csv`` (who was dropped, for whom, by which stage, how far),
     ``groups.parquet`` (every member of every group), ``copies.csv`` (the most copied first), ``quarantine.csv``
@@ -48,22 +47,23 @@ def publish(outcome: Outcome, out: Path) -> list[str]:
     quarantine = [*outcome.source.rejected, *(outcome.against.rejected if outcome.against else ())]
     write_text(out / "quarantine.csv", _rejected_csv(quarantine))
     write_json(out / "report.json", outcome.report)
-    names: list[str] = kept.to_pylist()
-    write_text(out / "keep.txt", "".join(f"{name}\n" for name in names))
+    with atomic(out / "keep.txt") as partial, partial.open("w", encoding="utf-8") as file:
+        for chunk in kept.chunks:
+            file.writelines(f"{name}\n" for name in chunk.to_pylist())
     review.render(groups, outcome.report, lambda ids: _thumbnails(outcome, ids), out / "duplicates.html")
-    return names
+    return kept
 
 
 def write_hashes(outcome: Outcome, path: Path) -> None:
     """Write the hashes of all images that have one as imagededup's encoding map."""
     signatures = Signatures.of(outcome.source.tables)
     codes, present = signatures.words("code")
-    ids = np.array(signatures.column("id"), object)[present]
-    write_encoding_map(path, dict(sorted(zip(ids.tolist(), to_hex(codes[present]), strict=True))))
+    ids = signatures.column("id").filter(pa.array(present)).to_pylist()
+    write_encoding_map(path, dict(sorted(zip(ids, to_hex(codes[present]), strict=True))))
 
 
 def apply(
-    outcome: Outcome, kept: Collection[str], out: Path, mode: Literal["copy", "link", "list"], field: str | None
+    outcome: Outcome, kept: pa.ChunkedArray, out: Path, mode: Literal["copy", "link", "list"], field: str | None
 ) -> None:
     """Write the data set without the dropped images to ``out/set``; merged captions go to ``field``, if given.
 
@@ -73,7 +73,8 @@ def apply(
     merged = outcome.groups.filter(pc.is_valid(outcome.groups["merged_captions"]))
     captions = dict(zip(merged["id"].to_pylist(), merged["merged_captions"].to_pylist(), strict=True))
     source = outcome.source
-    done = write_set(source.data, source.shards, kept, out / "set", mode, captions or None, field=field)
+    ids = frozenset(kept.to_pylist())
+    done = write_set(source.data, source.shards, ids, out / "set", mode, captions or None, field=field)
     if done["missing"]:
         raise UserError(f"{source.data}: {len(done['missing'])} kept images are gone, such as {done['missing'][0]}")
 

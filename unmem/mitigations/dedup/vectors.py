@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -45,7 +46,7 @@ class EmbedTask:
     @property
     def path(self) -> Path:
         """Where the vectors go."""
-        return self.folder / "embeddings" / digest(self.model)[:12] / f"{self.table.stem}.npy"
+        return self.folder / "embeddings" / identity(self.model)[:12] / f"{self.table.stem}.npy"
 
 
 def embed(task: EmbedTask) -> None:
@@ -75,6 +76,13 @@ def gather(tasks: Sequence[EmbedTask], path: Path, engine: Engine) -> npt.NDArra
         del out
     vectors: npt.NDArray[np.float32] = np.load(path, mmap_mode="r")
     return vectors
+
+
+def identity(spec: str) -> str:
+    """What tells a model from others: its name, and size and time of change of every file that it names."""
+    named = [Path(part) for part in re.split(r"[:?]", spec)]
+    files = [file for path in named if path.exists() for file in ([path] if path.is_file() else sorted(path.iterdir()))]
+    return digest([spec, *([str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files)])
 
 
 @lru_cache(maxsize=1)
