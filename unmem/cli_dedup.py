@@ -57,7 +57,7 @@ class _Distance(click.ParamType[int | None]):
 @click.option("--captions", metavar="NAME", help="Column, JSON field or file ending of the captions. [the usual ones]")
 @click.option("--jaccard", type=click.FloatRange(0.05, 1), default=0.8, show_default=True, help="Of near captions.")
 @click.option("--embed", metavar="MODEL", help="Embedding stage: package.module:callable, or a local model.")
-@click.option("--embed-distance", type=click.FloatRange(0, 2), default=0.25, show_default=True, help="Cosine; 0.25 is SSCD's.")
+@click.option("--embed-distance", type=click.FloatRange(0, 2), default=0.25, show_default=True, help="Cosine; SSCD's.")
 @click.option("--against", type=click.Path(path_type=Path), help="Drop what duplicates an item of this other set.")
 @click.option(
     "--keep",
