@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ class _Distance(click.ParamType[int | None]):
 @click.option("--merge-captions", is_flag=True, help="Whoever stays takes the captions of those it stands for.")
 @click.option("--decisions", type=click.Path(path_type=Path), help="A CSV exported from duplicates.html.")
 @click.option("--apply", "apply_", type=click.Choice(["copy", "link", "list"]), help="Write the new set to OUT/set.")
+@click.option("--page-groups", type=click.IntRange(1), default=300, show_default=True, help="On duplicates.html.")
 @click.option("--read-encoding-map", type=click.Path(path_type=Path), help="imagededup's hashes, from JSON.")
 @click.option("--write-encoding-map", type=click.Path(dir_okay=False, path_type=Path), help="The same, to JSON.")
 @click.option("--search", type=click.Choice(["auto", "tiles", "bands"]), default="auto", help="The pairs are the same.")
@@ -99,10 +101,13 @@ def dedup(**options: Any) -> None:
 
     data, out = options["data"].absolute(), options["out"]
     against = options["against"] and options["against"].absolute()
-    if _is_inside(out, data) or (against is not None and _is_inside(out, against)):
-        raise UserError(f"--out {out}: lies inside the data; take a folder outside")
+    _check_places(options, data, against)
     if options["bits"] == "256" and options["hash_"] != "phash":
         raise UserError(f"--bits 256: there is only a phash of 256 bits, not {options['hash_']}")
+    if math.isnan(options["jaccard"]) or math.isnan(options["embed_distance"]):
+        raise UserError("--jaccard and --embed-distance: must be numbers, got nan")
+    if options["hash_"] == "none" and (options["max_distance"] is not None or options["embed"]):
+        raise UserError("--hash none: opens no image, so --max-distance and --embed do not go with it")
     if options["dihedral"] and options["hash_"] != "phash":
         raise UserError(f"--dihedral: works with phash, not {options['hash_']}")
     if options["search"] == "bands" and (options["bits"] != "256" or options["dihedral"]):
@@ -117,7 +122,7 @@ def dedup(**options: Any) -> None:
     try:
         with work.lock(out):
             outcome = find.find(data, out, settings, _engine(options), against)
-            kept = publish.publish(outcome, out)
+            kept = publish.publish(outcome, out, options["page_groups"])
             if options["write_encoding_map"]:
                 publish.write_hashes(outcome, options["write_encoding_map"])
             if options["apply_"]:
@@ -125,7 +130,9 @@ def dedup(**options: Any) -> None:
     finally:
         if isinstance(reporter, progress.Bars):
             reporter.stop()
-    click.echo(json.dumps(outcome.report, indent=1) if options["as_json"] else _summary(outcome.report, out))
+    click.echo(
+        json.dumps(outcome.report, indent=1) if options["as_json"] else _summary(outcome.report, out, options["apply_"])
+    )
 
 
 @click.command()
@@ -137,15 +144,22 @@ def lookup(out: Path, images: tuple[Path, ...], max_distance: int | None, as_jso
     """Look IMAGES up among those of OUT, a finished unmem dedup."""
     from unmem.mitigations.dedup.lookup import lookup as look
 
-    found = {str(image): look(out, image, max_distance) for image in images}
+    found, failed = {}, []
+    for image in images:
+        try:
+            found[str(image)] = look(out, image, max_distance)
+        except UserError as error:
+            failed.append(str(error))
     if as_json:
         plain = {image: [vars(match) for match in matches] for image, matches in found.items()}
         click.echo(json.dumps(plain, indent=1))
-        return
-    for image, matches in found.items():
-        click.echo(f"{image}: {f'{len(matches)} found' if matches else 'not found'}")
-        for match in matches:
-            click.echo(f"  {match.id}  {match.stage}{f', {match.distance} bits' if match.distance else ''}")
+    else:
+        for name, matches in found.items():
+            click.echo(f"{name}: {f'{len(matches)} found' if matches else 'not found'}")
+            for match in matches:
+                click.echo(f"  {match.id}  {match.stage}{f', {match.distance} bits' if match.distance else ''}")
+    if failed:
+        raise UserError("\n".join(failed))
 
 
 def _settings(options: dict[str, Any]) -> Settings:
@@ -188,6 +202,25 @@ def _settings(options: dict[str, Any]) -> Settings:
     )
 
 
+def _check_places(options: dict[str, Any], data: Path, against: Path | None) -> None:
+    """Refuse places where results and data would mix."""
+    out, hashes = options["out"], options["write_encoding_map"]
+    for one in (data, *((against,) if against else ())):
+        if _is_inside(out, one):
+            raise UserError(f"--out {out}: lies inside the data; take a folder outside")
+        if _is_inside(one, out):
+            raise UserError(f"--out {out}: the data {one} lie inside it; take another folder")
+        if hashes is not None and _is_inside(hashes, one):
+            raise UserError(f"--write-encoding-map {hashes}: lies inside the data; take a place outside")
+    if hashes is not None:
+        from unmem.mitigations.dedup.encoding_map import read_encoding_map
+
+        if not hashes.absolute().parent.is_dir():
+            raise UserError(f"--write-encoding-map {hashes}: there is no such folder")
+        if hashes.exists():
+            read_encoding_map(hashes)  # anything else is not overwritten
+
+
 def _engine(options: dict[str, Any]) -> Engine:
     """Who does the work."""
     from unmem.mitigations.dedup.engine import Local, Ray
@@ -205,15 +238,25 @@ def _is_inside(path: Path, folder: Path) -> bool:
     return folder.is_dir() and path.resolve().is_relative_to(folder.resolve())
 
 
-def _summary(report: dict[str, Any], out: Path) -> str:
+def _summary(report: dict[str, Any], out: Path, applied: str | None) -> str:
     """What was found, for a person."""
-    lines = [f"{report['images']:,} images, {report['dropped']:,} of them duplicates in {report['groups']:,} groups"]
+    what = f"{report['images']:,} images: {report['kept']:,} stay, {report['dropped']:,} are duplicates"
+    if "against" in report:
+        lines = [f"{what} of one of the {report['against']['images']:,} of the other set"]
+    else:
+        lines = [f"{what}, in {report['groups']:,} groups"]
     lines += [f"  {stage:<10} {count:>9,}" for stage, count in report["stages"].items()]
     if "threshold" in report:
         chosen = report["threshold"]
         lines.append(
             f"threshold: {chosen['max_distance']} of {chosen['bits']} bits of {chosen['hash']} ({chosen['reason']})"
         )
+    if "embedding" in report:
+        lines.append(
+            f"embedding: cosine distance {report['embedding']['max_distance']:g} of {report['embedding']['model']}"
+        )
+    for name, entries in report.get("given", {}).items():
+        lines.append(f"{name}: {entries['used']:,} of {entries['given']:,} entries are about images of DATA")
     seen = report.get("seen", {})
     for name, words in (
         ("flat", "hold too little to be compared by hash, and were compared by pixels alone"),
@@ -228,5 +271,7 @@ def _summary(report: dict[str, Any], out: Path) -> str:
             f"  near is a Jaccard similarity of {report['captions']['jaccard']:g}, by {report['captions']['bands']}"
         )
     if report["quarantined"]:
-        lines.append(f"{report['quarantined']:,} files could not be used: {out / 'quarantine.csv'}")
+        lines.append(f"{report['quarantined']:,} files could not be used and are left out: {out / 'quarantine.csv'}")
+    if applied:
+        lines.append(f"what stays: {out / ('keep.txt' if applied == 'list' else 'set')}")
     return "\n".join([*lines, f"\nto judge the groups: {out / 'duplicates.html'}"])

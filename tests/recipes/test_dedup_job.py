@@ -8,6 +8,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 import time
 from functools import cache
@@ -229,6 +231,71 @@ def test_what_is_added_gives_what_all_at_once_gives(tmp_path: Path, method: str,
     assert results(tmp_path / "out") == results(tmp_path / "again")
 
 
+def test_a_damaged_table_is_signed_again_and_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data")
+    run(data, tmp_path / "out")
+    before = results(tmp_path / "out")
+    table = next((tmp_path / "out" / "work" / "signatures").iterdir())
+    table.write_bytes(table.read_bytes()[:-40])
+    run(data, tmp_path / "out")
+    assert results(tmp_path / "out") == before
+    (tmp_path / "out" / "work" / "data.json").write_text("{}")
+    with pytest.raises(UserError, match=r"data.json: damaged \(KeyError"):
+        run(data, tmp_path / "out")
+
+
+def test_the_page_is_rendered_again_only_where_it_changes(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data")
+    run(data, tmp_path / "out")
+    before = (tmp_path / "out" / "duplicates.html").stat().st_mtime_ns
+    run(data, tmp_path / "out")
+    assert (tmp_path / "out" / "duplicates.html").stat().st_mtime_ns == before
+    run(data, tmp_path / "out", drop="both")
+    assert (tmp_path / "out" / "duplicates.html").stat().st_mtime_ns > before
+
+
+def test_several_captions_of_one_image_are_no_duplication(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", [f"o{i:02}" for i in range(6)])
+    for i, path in enumerate(sorted(data.glob("*.txt"))):
+        path.write_text(f"the first text about number {i}\nquite another one, {i * 7}")
+    assert not any(run(data, tmp_path / "out")["classes"].values())
+
+
+def test_stale_files_are_told_from_ones_that_concern_the_data(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", ["o00", "r00", "o01"])
+    stale = frozenset({("gone.jpg", "o00.jpg"), ("o01.jpg", "o00.jpg")})
+    report = run(data, tmp_path / "out", choice=Choice(rejected=stale))
+    assert report["given"] == {"--decisions": {"given": 2, "used": 1}}
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from unmem.mitigations.dedup.engine import Local
+
+def work(seconds):
+    time.sleep(seconds)
+
+def interrupt():
+    time.sleep(3)
+    for _ in range(2):
+        os.killpg(os.getpgid(0), signal.SIGINT)
+        time.sleep(0.02)
+
+if __name__ == "__main__":
+    threading.Thread(target=interrupt, daemon=True).start()
+    list(Local(2).run(work, [60] * 6))
+"""
+
+
+def test_interrupted_twice_it_ends(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(INTERRUPTED)
+    done = subprocess.run(
+        [sys.executable, "job.py"], cwd=tmp_path, timeout=40, start_new_session=True, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert "KeyboardInterrupt" in done.stderr
+
+
 class Flaky(Local):
     """An engine that dies after some tasks."""
 
@@ -369,7 +436,7 @@ def test_command_line(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = unmem("dedup", data, "--out", out, "--workers", 1, "--merge-captions", "--apply", "link")
     assert done.exception is None, done.output
-    assert "58 images, 18 of them duplicates in 16 groups" in done.output
+    assert "58 images: 40 stay, 18 are duplicates, in 16 groups" in done.output
     assert len(list((out / "set").glob("*.jpg"))) == 40
     assert not list((tmp_path / "data").glob("set"))
     looked = unmem("lookup", out, data / "r00.jpg")
@@ -377,6 +444,10 @@ def test_command_line(tmp_path: Path) -> None:
     assert "o00.jpg  perceptual" in looked.output
     (tmp_path / "new.jpg").write_bytes(jpeg(stream(0, "new").integers(0, 256, (90, 90, 3), dtype=np.uint8)))
     assert "not found" in unmem("lookup", out, tmp_path / "new.jpg").output
+    both = unmem("lookup", out, data / "r00.jpg", tmp_path / "gone.jpg")
+    assert "r00.jpg  bytes" in both.output
+    assert "gone.jpg: cannot be read" in str(both.exception)
+    assert "must be at most 64" in str(unmem("lookup", out, data / "r00.jpg", "--max-distance", 65).exception)
     found = json.loads(unmem("lookup", out, data / "o10.jpg", "--json").stdout)
     assert {match["id"]: match["stage"] for match in found[str(data / "o10.jpg")]} == {
         "b10.jpg": "bytes", "o10.jpg": "bytes",
@@ -411,6 +482,11 @@ def test_encoding_maps_go_out_and_come_in(tmp_path: Path, monkeypatch) -> None:
         (["--max-distance", "few"], "'few' is neither a number of bits nor 'auto'"),
         (["--search", "bands"], "--search bands: goes with --bits 256"),
         (["--address", "here"], "--address here: goes with --engine ray"),
+        (["--jaccard", "nan"], "must be numbers, got nan"),
+        (["--hash", "none", "--max-distance", "3"], "--hash none: opens no image"),
+        (["--write-encoding-map", "no/such/place.json"], "no/such/place.json: there is no such folder"),
+        (["--write-encoding-map", __file__], "not JSON"),
+        (["--embed", "os:getcwd"], "embed 'os:getcwd': TypeError"),
         (["--captions", "subtitel"], "subtitel"),
         (["--decisions", "none.csv"], "none.csv"),
         (["--embed", "nowhere.models:embed"], "nowhere.models:embed"),
@@ -432,10 +508,20 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
         done = unmem("dedup", data if out.parent == data else tmp_path / "no-such", "--out", out)
         assert isinstance(done.exception, UserError)
         assert message in str(done.exception)
+    within = unmem("dedup", data, "--out", tmp_path, "--workers", 1)
+    assert "lie inside it" in str(within.exception)
+    hashes = unmem("dedup", data, "--out", tmp_path / "out", "--write-encoding-map", data / "map.json")
+    assert "lies inside the data" in str(hashes.exception)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.jpg").write_text("no image")
+    empty = unmem("dedup", tmp_path / "texts", "--out", tmp_path / "none", "--workers", 1)
+    assert "holds no usable image (a.jpg: not an image of a known format)" in str(empty.exception)
     assert unmem("dedup", data, "--out", tmp_path / "out", "--workers", 1).exception is None
     again = unmem("dedup", data, "--out", tmp_path / "out", "--workers", 1, "--hash", "dhash")
     assert isinstance(again.exception, UserError)
-    assert 'hash was "phash", now "dhash"' in str(again.exception)
+    assert '--hash was "phash", now "dhash"' in str(again.exception)
+    again = unmem("dedup", data, "--out", tmp_path / "out", "--workers", 1, "--as-imagededup")
+    assert "--as-imagededup was false, now true" in str(again.exception)
     with work.lock(tmp_path / "out"):
         busy = unmem("dedup", data, "--out", tmp_path / "out", "--workers", 1)
     assert "another unmem dedup works there" in str(busy.exception)

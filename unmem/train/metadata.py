@@ -88,7 +88,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Places and records of a table with a header."""
-    reader = csv.DictReader(io.StringIO(read_text(path)))
+    reader = csv.DictReader(io.StringIO(read_text(path)), strict=True)
     try:
         if "file_name" not in (reader.fieldnames or ()):
             raise UserError(f"{path}: needs a column 'file_name'; has {', '.join(reader.fieldnames or ()) or 'none'}")

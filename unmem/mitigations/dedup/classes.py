@@ -29,7 +29,7 @@ def count(item: Labels, image: Labels, pixels: Labels, caption: Labels, near_cap
     """
     return {
         "same image, same caption": _items(item, _varied([image, caption], [item])),
-        "same image, other captions": _items(item, _varied([image], [near_caption])),
+        "same image, other captions": _items(item, _differing([image], item, near_caption)),
         "other images, same caption": _items(item, _varied([caption], [image])),
         "near image, near caption": _items(item, _differing([image, near_caption], pixels, caption)),
     }

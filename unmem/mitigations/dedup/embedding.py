@@ -52,9 +52,14 @@ class Embed:
         """float32 [n, d] of n images in RGB.
 
         Raises:
-            UserError: when the model gives anything else, or a value that is not finite.
+            UserError: when the model raises, gives anything else, or a value that is not finite.
         """
-        found = self.function(images)
+        try:
+            found = self.function(images)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's own function raises
+            raise UserError(f"embed {self.name!r}: {type(error).__name__}: {error}") from error
         if hasattr(found, "detach"):
             found = found.detach().cpu()
         shape, dtype = getattr(found, "shape", None), str(getattr(found, "dtype", type(found).__name__))

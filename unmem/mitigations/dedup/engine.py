@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
+from multiprocessing.process import BaseProcess
 from typing import Any, Protocol, TypeVar
 
 from unmem.component import UserError
@@ -45,19 +48,19 @@ class Local:
         left = dict(enumerate(tasks))
         for _ in range(TRIES):
             # spawned, not forked: a fork of a process whose libraries hold threads can hang
-            with ProcessPoolExecutor(min(self.workers, len(left)), get_context("spawn")) as pool:
+            others = active_children()
+            pool = ProcessPoolExecutor(min(self.workers, len(left)), get_context("spawn"))
+            try:
                 running = {pool.submit(work, task): number for number, task in left.items()}
-                try:
-                    for future in as_completed(running):
-                        result = future.result()
-                        del left[running[future]]
-                        yield result
-                    return
-                except BrokenProcessPool:
-                    continue
-                except BaseException:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    raise
+                for future in as_completed(running):
+                    result = future.result()
+                    del left[running[future]]
+                    yield result
+                return
+            except BrokenProcessPool:
+                continue
+            finally:
+                _end(pool, [child for child in active_children() if child not in others])
         raise UserError(_died(len(left)))
 
 
@@ -92,6 +95,17 @@ class Ray:
                 except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
                     raise UserError(_died(len(running) + 1)) from None
                 yield result
+
+
+def _end(pool: ProcessPoolExecutor, workers: list[BaseProcess]) -> None:
+    """End a pool at once: a task leaves its file whole or not at all, and a second Ctrl-C must not cut this short."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    for worker in workers:
+        worker.kill()
+    pool.shutdown(wait=True, cancel_futures=True)
+    if main:
+        signal.signal(signal.SIGINT, before)
 
 
 def _connect(workers: int, address: str | None) -> Any:

@@ -12,10 +12,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from unmem.component import UserError
 from unmem.mitigations.dedup import bands, classes, threshold, vectors
 from unmem.mitigations.dedup.buckets import CaptionBuckets, HashBuckets, partitions_for, write_texts
 from unmem.mitigations.dedup.captions import choose_bands
 from unmem.mitigations.dedup.distinct import first_equal, number
+from unmem.mitigations.dedup.encoding_map import read_encoding_map
 from unmem.mitigations.dedup.engine import Engine
 from unmem.mitigations.dedup.gather import Captions, Signatures
 from unmem.mitigations.dedup.groups import Relation
@@ -65,10 +67,17 @@ def find(data: Path, out: Path, settings: Settings, engine: Engine, against: Pat
         settings: what counts as a duplicate.
         engine: does the work.
         against: another data set: its items all stay, and those of ``data`` that duplicate one of them are dropped.
+
+    Raises:
+        UserError: when a data set holds no usable image, or the directory belongs to another job.
     """
     work = Work(out, settings, engine)
     source = work.sign(data, "data")
     other = None if against is None else work.sign(against, "against")
+    for one in (source, *((other,) if other else ())):
+        if not len(Signatures.of(one.tables)):
+            first = f" ({one.rejected[0].source}: {one.rejected[0].reason})" if one.rejected else ""
+            raise UserError(f"{one.data}: holds no usable image{first}")
     tables = (*(other.tables if other else ()), *source.tables)
     search = _Search(work, source, other, Signatures.of(tables))
     return search.outcome()
@@ -145,7 +154,8 @@ class _Search:
         rows = captions.items[own]
         numbers = captions.numbers[own]
         joint = classes.count(rows, labels[rows], pixels[rows], numbers, near[numbers])
-        return Outcome(self.source, self.other, groups, self._ids(), copies, self._report(groups, hashes, joint))
+        ids = self._ids()
+        return Outcome(self.source, self.other, groups, ids, copies, self._report(groups, hashes, joint, ids))
 
     def _hashes(self) -> _Hashes:
         """Read the hashes, and settle the radius."""
@@ -201,6 +211,8 @@ class _Search:
     def _near_captions(self, captions: Captions) -> Numbers:
         """int64 [u]: the group of each distinct caption."""
         size = len(captions.firsts)
+        if not size:
+            return np.empty(0, np.int64)
         write_texts(self.work.arrays / "texts.arrow", captions.texts())
         keys = choose_bands(self.settings.jaccard).b
         method = CaptionBuckets(self.work.arrays, self.settings.jaccard, self._partitions("captions", size * keys))
@@ -274,7 +286,21 @@ class _Search:
         ids = Signatures.of(self.source.tables).column("id")
         return ids.take(pc.sort_indices(ids))
 
-    def _report(self, groups: pa.Table, hashes: _Hashes | None, joint: dict[str, int]) -> dict[str, Any]:
+    def _given(self, ids: pa.ChunkedArray) -> dict[str, dict[str, int]]:
+        """How much of what the user handed over concerns images that are there: a stale file must not pass for one."""
+        given = {}
+        if self.settings.signing.encoding_map is not None:
+            given["--read-encoding-map"] = list(read_encoding_map(Path(self.settings.signing.encoding_map)))
+        if self.settings.choice.rejected:
+            given["--decisions"] = [name for name, _ in self.settings.choice.rejected]
+        return {
+            option: {"given": len(names), "used": int(pc.sum(pc.is_in(pa.array(names), ids)).as_py() or 0)}
+            for option, names in given.items()
+        }
+
+    def _report(
+        self, groups: pa.Table, hashes: _Hashes | None, joint: dict[str, int], ids: pa.ChunkedArray
+    ) -> dict[str, Any]:
         """Counts, thresholds, and what was done to the images."""
         gone = groups.filter(pc.invert(groups["kept"]))
         stages = {entry["values"]: entry["counts"] for entry in pc.value_counts(gone["stage"]).to_pylist()}
@@ -299,6 +325,8 @@ class _Search:
                 "reason": hashes.threshold.reason,
             }
             report["seen"] = {name: self.signatures.count(name) for name in ("flat", "oriented", "flattened")}
+        if given := self._given(ids):
+            report["given"] = given
         if self.settings.embed is not None:
             report["embedding"] = {"model": self.settings.embed, "max_distance": self.settings.embed_distance}
         if self.other is not None:

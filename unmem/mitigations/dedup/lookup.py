@@ -49,10 +49,14 @@ def lookup(out: Path, image: Path, max_distance: int | None = None) -> list[Matc
         raise UserError(f"{image}: cannot be read ({error.strerror})") from None
     if isinstance(row, str):
         raise UserError(f"{image}: {row}")
-    radius = report["threshold"]["max_distance"] if max_distance is None else max_distance
+    if max_distance is not None and max_distance > signing.bits:
+        raise UserError(f"--max-distance {max_distance}: must be at most {signing.bits}, the bits of a hash")
+    radius = report.get("threshold", {}).get("max_distance", 0) if max_distance is None else max_distance
     matches: dict[str, Match] = {}
     for name in read_json(out / "work" / "data.json")["tables"]:
         table = out / "work" / "signatures" / name
+        if not table.exists():
+            raise UserError(f"{table}: is gone; the same unmem dedup makes it again")
         signatures = Signatures.of([table])
         ids = pq.read_table(table, columns=["id"])["id"]
         for stage in ("bytes", "pixels"):

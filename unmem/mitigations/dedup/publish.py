@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from unmem import progress
 from unmem.component import UserError
 from unmem.mitigations.dedup import review
 from unmem.mitigations.dedup.apply import apply as write_set
@@ -21,12 +23,12 @@ from unmem.mitigations.dedup.find import AGAINST, Outcome
 from unmem.mitigations.dedup.gather import Signatures
 from unmem.mitigations.dedup.sources import read
 from unmem.mitigations.dedup.work import Source
-from unmem.rundir import atomic, write_json, write_text
+from unmem.rundir import atomic, read_json, write_json, write_text
 from unmem.train.decode import open_rgb
 from unmem.train.imageset import Rejected
 
 
-def publish(outcome: Outcome, out: Path) -> pa.ChunkedArray:
+def publish(outcome: Outcome, out: Path, limit: int = 300) -> pa.ChunkedArray:
     """Write all results; give back the ids that are kept.
 
     ``keep.txt`` (kept ids, sorted), ``ledger.csv`` (who was dropped, for whom, by which stage, how far),
@@ -36,6 +38,7 @@ def publish(outcome: Outcome, out: Path) -> pa.ChunkedArray:
     Args:
         outcome: what was found.
         out: the job's directory.
+        limit: groups on the page.
     """
     groups = outcome.groups
     gone = groups.filter(pc.invert(groups["kept"])).sort_by("id")
@@ -44,13 +47,14 @@ def publish(outcome: Outcome, out: Path) -> pa.ChunkedArray:
         pq.write_table(groups, partial, compression="zstd")
     _write_csv(out / "ledger.csv", gone.select(["id", "kept_id", "stage", "distance"]))
     _write_csv(out / "copies.csv", outcome.copies)
-    quarantine = [*outcome.source.rejected, *(outcome.against.rejected if outcome.against else ())]
+    others = outcome.against.rejected if outcome.against else ()
+    quarantine = [*outcome.source.rejected, *(Rejected(AGAINST + entry.source, entry.reason) for entry in others)]
     write_text(out / "quarantine.csv", _rejected_csv(quarantine))
     write_json(out / "report.json", outcome.report)
     with atomic(out / "keep.txt") as partial, partial.open("w", encoding="utf-8") as file:
         for chunk in kept.chunks:
             file.writelines(f"{name}\n" for name in chunk.to_pylist())
-    review.render(groups, outcome.report, lambda ids: _thumbnails(outcome, ids), out / "duplicates.html")
+    _write_page(outcome, out, limit)
     return kept
 
 
@@ -77,6 +81,17 @@ def apply(
     done = write_set(source.data, source.shards, ids, out / "set", mode, captions or None, field=field)
     if done["missing"]:
         raise UserError(f"{source.data}: {len(done['missing'])} kept images are gone, such as {done['missing'][0]}")
+
+
+def _write_page(outcome: Outcome, out: Path, limit: int) -> None:
+    """Write the page, unless it is there and would be the same: its pictures are read from the data."""
+    page, record = out / "duplicates.html", out / "work" / "page.json"
+    groups = hashlib.sha256((out / "groups.parquet").read_bytes()).hexdigest()
+    shown = {"groups": groups, "report": outcome.report, "limit": limit}
+    if page.exists() and record.exists() and read_json(record) == shown:
+        return
+    review.render(outcome.groups, outcome.report, lambda ids: _thumbnails(outcome, ids), page, limit_groups=limit)
+    write_json(record, shown)
 
 
 def _write_csv(path: Path, table: pa.Table) -> None:
@@ -106,14 +121,14 @@ def _thumbnails(outcome: Outcome, ids: Collection[str]) -> dict[str, bytes]:
 def _thumbnails_of(source: Source, ids: set[str]) -> dict[str, bytes]:
     """Small pictures of these images of one set; only the shards that hold any are read."""
     found: dict[str, bytes] = {}
-    for shard, table in zip(source.shards, source.tables, strict=True):
-        here = ids.intersection(pq.read_table(table, columns=["id"])["id"].to_pylist())
-        if not here:
-            continue
-        for item in read(source.data, shard):
-            if isinstance(item, Rejected) or item.id not in here or item.image is None:
-                continue
-            opened = open_rgb(item.image, draft=256)
-            if not isinstance(opened, str):
-                found[item.id] = review.thumbnail_bytes(opened.image)
+    with progress.track("thumbnails", len(ids)) as advance:
+        for shard, table in zip(source.shards, source.tables, strict=True):
+            here = ids.intersection(pq.read_table(table, columns=["id"])["id"].to_pylist())
+            for item in read(source.data, shard) if here else ():
+                if isinstance(item, Rejected) or item.id not in here or item.image is None:
+                    continue
+                opened = open_rgb(item.image, draft=256)
+                if not isinstance(opened, str):
+                    found[item.id] = review.thumbnail_bytes(opened.image)
+                advance(1)
     return found

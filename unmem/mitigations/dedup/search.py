@@ -83,6 +83,8 @@ def search(method: Method, size: int, tables: Sequence[str], root: Path, engine:
         name = f"generation-{digest([*tables, size])[:16]}"
         earlier = [folder / done for done in record["generations"]]
         for phase in method.phases(record["size"], size, folder / name, earlier):
+            if not phase.tasks:
+                continue
             left = [task for task in phase.tasks if not task.path.exists()]
             with progress.track(phase.label, len(phase.tasks), "tasks", len(phase.tasks) - len(left)) as advance:
                 for _ in engine.run(phase.work, left):

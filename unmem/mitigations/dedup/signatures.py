@@ -127,9 +127,7 @@ class _Columns:
 
 
 def sign(task: SignTask) -> Path:
-    """Write the table of one shard, unless it is there; unusable items are listed in its metadata, with reasons."""
-    if task.path.exists():
-        return task.path
+    """Write the table of one shard; unusable items are listed in its metadata, with reasons."""
     columns = _Columns(task.signing)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters ends up among the rejected
@@ -160,6 +158,14 @@ def sign_image(data: bytes, signing: Signing) -> dict[str, Any] | str:
     if isinstance(found, str):
         return found
     return {"bytes_key": _key(data), "pixels_key": None, "code": None, "turned": None, **found}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a table is there and can be read."""
+    try:
+        return path.exists() and REJECTED in (pq.read_schema(path).metadata or {})
+    except (pa.ArrowInvalid, OSError):
+        return False
 
 
 def rejected_in(path: Path) -> list[Rejected]:

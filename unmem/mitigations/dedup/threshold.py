@@ -68,19 +68,20 @@ def choose(
     bits = 64 * codes.shape[1]
     limits = {f"ideal {bits}-bit hashes": _largest(images, bits, bits, 0.5, comparisons)}
     if len(codes) >= 100:
-        some = codes[rng.choice(len(codes), min(SAMPLE, len(codes)), replace=False)]
+        ordered = codes[np.lexsort(codes.T)]  # the sample must not depend on the order in which images came
+        some = ordered[rng.choice(len(ordered), min(SAMPLE, len(ordered)), replace=False)]
         free, differ = degrees_of_freedom(some)
         source = f"this data's hashes, which vary like {free:.0f} independent bits,"
         limits[source] = _largest(images, bits, free, differ, comparisons)
     source, found = min(limits.items(), key=lambda entry: entry[1])
     if found < 0:
-        return Threshold(
-            0, f"{source} make chance pairs among {images:,} images even where they are equal: look at them"
-        )
+        return Threshold(0, f"by estimate {source} make chance pairs among {images:,} images even where equal")
     most = RECOMMENDED[bits] if most is None else most
     if found >= most:
         return Threshold(most, f"the recommended radius for {bits} bits; chance allows {found} among {images:,} images")
-    return Threshold(found, f"the largest at which {source} make less than one chance pair among {images:,} images")
+    return Threshold(
+        found, f"the largest at which by estimate {source} make less than one chance pair among {images:,} images"
+    )
 
 
 def degrees_of_freedom(codes: npt.NDArray[np.uint64]) -> tuple[float, float]:

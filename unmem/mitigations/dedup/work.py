@@ -17,11 +17,18 @@ from unmem.component import UserError
 from unmem.mitigations.dedup.engine import Engine
 from unmem.mitigations.dedup.outcome import Choice
 from unmem.mitigations.dedup.search import Method, search
-from unmem.mitigations.dedup.signatures import Signing, SignTask, rejected_in, sign
+from unmem.mitigations.dedup.signatures import Signing, SignTask, is_whole, rejected_in, sign
 from unmem.mitigations.dedup.sources import Shard, plan
 from unmem.rundir import atomic, first_difference, read_json, write_json
 from unmem.train.imageset import Rejected
 
+OPTIONS = {  # what a user calls the fields of Signing that have another name there
+    "scaled": "--decode scaled",
+    "as_stored": "--as-imagededup",
+    "sharpness": "--keep sharpest",
+    "encoding_map": "--read-encoding-map",
+    "encoding_map_digest": "the content of --read-encoding-map",
+}
 FILES = 256  # loose images in a shard: enough work for a task, and enough tasks for a laptop folder
 
 
@@ -80,21 +87,22 @@ class Work:
         file = self.folder / "signing.json"
         signing = asdict(settings.signing)
         if file.exists() and (old := read_json(file)) != signing:
+            name, difference = first_difference(old, signing).split(" ", 1)
             raise UserError(
-                f"{out}: holds signatures of another kind ({first_difference(old, signing)}); take another --out, or "
-                f"remove {self.folder}"
+                f"{out}: holds signatures of another kind ({OPTIONS.get(name, f'--{name}')} {difference}); "
+                f"take another --out, or remove {self.folder}"
             )
         write_json(file, signing)
 
     def sign(self, data: Path, name: str) -> Source:
         """Sign all shards that are not signed yet."""
         manifest = self.folder / f"{name}.json"
-        known = [Shard.from_json(shard) for shard in read_json(manifest)["shards"]] if manifest.exists() else []
+        known = _shards(manifest) if manifest.exists() else []
         shards, rejected = plan(data, known, files_per_shard=FILES, captions=self.settings.signing.captions)
         tasks = [SignTask(data, shard, self.settings.signing, self.folder / "signatures") for shard in shards]
         names = [task.path.name for task in tasks]
         write_json(manifest, {"shards": [shard.to_json() for shard in shards], "tables": names})
-        left = [task for task in tasks if not task.path.exists()]
+        left = [task for task in tasks if not is_whole(task.path)]
         with progress.track("sign", len(tasks), "shards", len(tasks) - len(left)) as advance:
             for _ in self.engine.run(sign, left):
                 advance(1)
@@ -120,6 +128,14 @@ class Work:
     def search(self, method: Method, size: int, tables: Sequence[Path]) -> npt.NDArray[np.int64]:
         """See :func:`unmem.mitigations.dedup.search.search`."""
         return search(method, size, [table.name for table in tables], self.folder / "search", self.engine)
+
+
+def _shards(manifest: Path) -> list[Shard]:
+    """The shards of an earlier run."""
+    try:
+        return [Shard.from_json(shard) for shard in read_json(manifest)["shards"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{manifest}: damaged ({error!r}); remove it, and its shards are planned again") from None
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from unmem.component import UserError
 from unmem.mitigations.dedup.sources import folder, table, tar
 from unmem.mitigations.dedup.sources.listing import Listing, Survey, survey
 from unmem.mitigations.dedup.sources.records import CAPTIONS
+from unmem.mitigations.dedup.sources.saved import data_files, saved_folders
 from unmem.mitigations.dedup.sources.shard import Item, Shard
 from unmem.train.imageset import Rejected
 from unmem.train.metadata import NAMES
@@ -134,25 +134,13 @@ class _Kinds:
 def _saved(found: Survey) -> tuple[set[str], list[Rejected]]:
     """The Arrow files that belong to the data: all but caches, or those that ``state.json`` in their folder names."""
     arrows = {name for name in found.files if _ending(name) == "arrow"}
-    named: dict[str, list[str]] = {}
-    for where in {posixpath.dirname(name) for name in arrows}:
-        state = posixpath.join(where, "state.json")
-        if state in found.files:
-            named[where] = [posixpath.join(where, name) for name in _data_files(found.base / state)]
+    named = {where: data_files(found.base, where) for where in saved_folders(found.files)}
     loose = {n for n in arrows if posixpath.dirname(n) not in named and not posixpath.basename(n).startswith("cache-")}
     listed = [name for names in named.values() for name in names]
     missing = [
         Rejected(name, "state.json names it, but there is no such file") for name in listed if name not in arrows
     ]
     return loose | (arrows & set(listed)), missing
-
-
-def _data_files(path: Path) -> list[str]:
-    """The file names in a ``state.json`` of ``datasets``."""
-    try:
-        return [str(file["filename"]) for file in json.loads(path.read_text(encoding="utf-8"))["_data_files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is not as save_to_disk writes it ({error!r})") from None
 
 
 def _require_captions(data: Path, shards: Sequence[Shard], captions: str) -> None:
