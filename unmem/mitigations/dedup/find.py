@@ -175,26 +175,19 @@ class _Search:
             len(rows),
             codes[rows],
             stream(SEED, "threshold"),
-            most=threshold.BANDED if self._banded(len(rows)) else None,
+            most=threshold.BANDED if self._many(len(rows)) else None,
             comparisons=1 if turned is None else 8,
         )
         if self.settings.max_distance is not None:
-            chosen = threshold.Threshold(
-                self.settings.max_distance, f"as asked for; auto would take {chosen.max_distance}"
-            )
+            reason = f"as asked for; auto would take {chosen.max_distance}, {chosen.reason}"
+            chosen = threshold.Threshold(self.settings.max_distance, reason)
         return _Hashes(rows, numbers, present, codes, turned, chosen)
 
     def _hash_edges(self, hashes: _Hashes) -> Numbers:
         """A spanning forest of the rows with near hashes."""
         distance, size = hashes.threshold.max_distance, len(hashes.rows)
         method: Method
-        banded = self.settings.method == "bands" or (
-            self.settings.method == "auto"
-            and size > TILED
-            and self.settings.signing.bits == 256
-            and hashes.turned is None
-        )
-        if banded:
+        if self.settings.method == "bands" or (self.settings.method == "auto" and self._many(size)):
             keys = bands.bucket_keys(np.zeros((1, hashes.codes.shape[1]), np.uint64), distance).shape[1]
             method = HashBuckets(self.work.arrays, distance, self._partitions("perceptual", size * keys))
         else:
@@ -203,10 +196,9 @@ class _Search:
         rows = np.flatnonzero(hashes.present)
         return np.concatenate([near, np.stack([hashes.rows[hashes.numbers], rows], axis=1)])
 
-    def _banded(self, size: int) -> bool:
-        """Whether so many hashes are searched by bands."""
-        bandable = self.settings.signing.bits == 256 and not self.settings.signing.dihedral
-        return self.settings.method == "bands" or (self.settings.method == "auto" and size > TILED and bandable)
+    def _many(self, size: int) -> bool:
+        """Whether so many hashes are better searched by bands."""
+        return size > TILED and self.settings.signing.bits == 256 and not self.settings.signing.dihedral
 
     def _near_captions(self, captions: Captions) -> Numbers:
         """int64 [u]: the group of each distinct caption."""

@@ -39,16 +39,16 @@ class Record:
         Raises:
             UserError: when the set's folder holds anything that the record does not name; nothing is changed then.
         """
-        known = frozenset(read_json(self._names)) if self._names.exists() else None
-        if known is None and self._out.exists() and any(self._out.iterdir()):
+        known = frozenset[str](read_json(self._names) if self._names.exists() else ())
+        if not known and self._out.exists() and any(self._out.iterdir()):
             raise UserError(f"{self._out}: is not empty, and is no set that was written here before; move it away")
         stale = []
         for name in _below(self._out):
-            if known is None or not (name in known or _unfinished(name) in known):
+            if name not in known and _unfinished(name) not in known:
                 raise UserError(f"{self._out / printable(name)}: was not written with the set; move it away")
             if name not in known or name not in names:
                 stale.append(name)
-        write_json(self._names, sorted({*(known or ()), *names}))
+        write_json(self._names, sorted(known.union(names)))
         for name in stale:
             self._remove(name)
 

@@ -44,7 +44,7 @@ def describe_saved(base: Path, files: Collection[str], tables: Collection[str], 
 
     ``state.json`` names these files under a new fingerprint. ``dataset_info.json`` loses the numbers of rows and bytes,
     which ``datasets`` counts where it needs them. Of a folder that keeps no row, its first Arrow file remains without
-    rows, as a split may be empty but not absent.
+    rows, as a split may be empty but not absent; only if all are damaged, the folder stays behind.
 
     Args:
         base: the folder that paths start from.
@@ -53,39 +53,42 @@ def describe_saved(base: Path, files: Collection[str], tables: Collection[str], 
         mark: what the new fingerprints depend on, beside the old ones.
     """
     contents: dict[str, bytes] = {}
-    folders = saved_folders(files)
-    for where in folders:
-        named = data_files(base, where)
+    described = set()
+    for where in saved_folders(files):
+        named = [name for name in data_files(base, where) if name in files]
         kept = [name for name in named if name in tables]
         if not kept:
-            kept = [name for name in named if name in files][:1]
-            contents |= {name: _without_rows(base / name) for name in kept}
+            empty = next(((name, raw) for name in named if (raw := _without_rows(base / name)) is not None), None)
+            if empty is None:
+                continue
+            kept = [empty[0]]
+            contents[empty[0]] = empty[1]
         state = _load(base / where / STATE)
         state["_data_files"] = [{"filename": posixpath.relpath(name, where or ".")} for name in kept]
         state["_fingerprint"] = digest([state.get("_fingerprint"), mark])[:16]
         contents[posixpath.join(where, STATE)] = _dump(state)
         info = posixpath.join(where, INFO)
         if info in files:
-            described = {name: value for name, value in _load(base / info).items() if name not in _COUNTS}
-            contents[info] = _dump(described)
-    for splits in {posixpath.join(posixpath.dirname(where), SPLITS) for where in folders if where}:
-        if splits in files:
-            contents[splits] = (base / splits).read_bytes()
+            contents[info] = _dump({name: value for name, value in _load(base / info).items() if name not in _COUNTS})
+        described.add(where)
+    for where in {posixpath.dirname(where) for where in described if where}:
+        path = posixpath.join(where, SPLITS)
+        if path in files:
+            splits = _load(base / path)
+            names = [str(name) for name in splits.get("splits", ())]
+            splits["splits"] = [name for name in names if posixpath.join(where, name) in described]
+            contents[path] = _dump(splits)
     return contents
 
 
-def _without_rows(path: Path) -> bytes:
-    """An Arrow stream of no rows, with the schema and its metadata.
-
-    Raises:
-        UserError: when the file is damaged.
-    """
+def _without_rows(path: Path) -> bytes | None:
+    """An Arrow stream of no rows, with the schema and its metadata; None where the file is damaged."""
     sink = pa.BufferOutputStream()
     try:
         with opened(path) as table, pa.ipc.new_stream(sink, table.schema):
             pass
-    except (OSError, ValueError) as error:  # Arrow's own errors are of these
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    except (OSError, ValueError):  # Arrow's own errors are of these
+        return None
     raw: bytes = sink.getvalue().to_pybytes()
     return raw
 
