@@ -1,10 +1,10 @@
 """How fast images are hashed beside imagededup, from JPEG files to 64 bits, in one process and one thread.
 
-    python benchmarks/image_hash.py           96 files, 12 rounds: two to three minutes
-    python benchmarks/image_hash.py --quick   24 files: under a minute
+    python benchmarks/image_hash.py           96 files, 12 rounds: about two minutes
+    python benchmarks/image_hash.py --quick   24 files: under 50 s
 
 The files are crops of the photographs that scikit-learn and scikit-image carry, at 1024 x 768 with a sensor's noise,
-150 to 400 kB each. The contenders take turns at every file, and the best turn of each at each file counts: what else
+150 to 230 kB each. The contenders take turns at every file, and the best turn of each at each file counts: what else
 the machine does at the time falls out. The last line is a JSON object:
 ``equal_bits_over_imagededup`` is our rate over that of imagededup's ``PHash().encode_image`` for the same bits, which
 are checked; ``scaled_over_imagededup`` is the rate with the decoding scaled down by libjpeg, which changes
@@ -107,7 +107,7 @@ def bits_changed(paths: list[Path]) -> dict[str, list[int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer files and rounds: under a minute")
+    parser.add_argument("--quick", action="store_true", help="fewer files and rounds: under 50 s")
     quick = parser.parse_args().quick
 
     with tempfile.TemporaryDirectory() as name:

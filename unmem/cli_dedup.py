@@ -125,7 +125,7 @@ def dedup(**options: Any) -> None:
             kept = publish.publish(outcome, out, options["page_groups"])
             if options["write_encoding_map"]:
                 publish.write_hashes(outcome, options["write_encoding_map"])
-            if options["apply_"]:
+            if options["apply_"] in ("copy", "link"):  # the list is keep.txt
                 publish.apply(outcome, kept, out, options["apply_"], options["captions"])
     finally:
         if isinstance(reporter, progress.Bars):

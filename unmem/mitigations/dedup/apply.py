@@ -1,4 +1,4 @@
-"""The deduplicated set, written beside the data: a list of ids, or a copy of what is kept in the layout it had."""
+"""The deduplicated set, written beside the data: a copy of what is kept, in the layout and the formats it had."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 from unmem.component import UserError
+from unmem.mitigations.dedup.record import Record
 from unmem.mitigations.dedup.sources import Shard
 from unmem.mitigations.dedup.sources.folder import images_of, sides_of, stem
-from unmem.mitigations.dedup.sources.listing import stamp_of, survey
-from unmem.mitigations.dedup.sources.records import caption_field
+from unmem.mitigations.dedup.sources.listing import Listing, stamp_of, survey
+from unmem.mitigations.dedup.sources.records import MAX_TEXT, caption_field
 from unmem.mitigations.dedup.sources.rewrite import (
     as_text,
     is_whole,
+    merged_json,
     rewrite_metadata,
     rewrite_table,
     rewrite_tar,
-    target_of,
 )
-from unmem.rundir import PARTIAL, Stage, digest, free_bytes, read_json, write_json, write_text
+from unmem.mitigations.dedup.sources.saved import describe_saved
+from unmem.rundir import PARTIAL, atomic, digest, free_bytes
 from unmem.train.metadata import NAMES
-
-OWN = ".unmem"  # the hidden folder, which readers of the set pass over, that makes the work resumable
 
 
 def apply(
@@ -34,190 +34,188 @@ def apply(
     shards: Sequence[Shard],
     kept: Collection[str],
     out: Path,
-    mode: Literal["copy", "link", "list"],
+    mode: Literal["copy", "link"],
     captions: Mapping[str, Sequence[str]] | None = None,
     *,
     field: str | None = None,
 ) -> dict[str, Any]:
-    """Write the deduplicated set below ``out``; nothing of ``data`` is changed.
+    """Write the deduplicated set below ``out``, or bring it up to date; nothing of ``data`` is changed.
 
     * Loose images keep their relative paths; the text and JSON files beside them, and metadata reduced to the rows of
       kept images, go with them. Other files, such as a read-me, stay behind.
     * A tar becomes a tar of the kept samples, bytes unchanged, with the rows of the parquet beside it; a parquet or
-      Arrow file becomes a parquet file of the kept rows. Rows that are known by their number get new ones.
-    * ``link`` makes hard links, or symbolic ones where the file system refuses, of images and of tars and parquet files
-      of which nothing is dropped; all else is copied, as it is what people edit.
-    * ``list`` writes nothing but ``keep.txt``, the sorted ids, one a line.
+      Arrow file becomes one of the kept rows. Rows that are known by their number get new ones. A folder that
+      ``datasets.save_to_disk`` wrote stays one that ``datasets.load_from_disk`` opens, with the splits it had.
+    * ``link`` makes hard links, or symbolic ones where the file system refuses, of images and of tars and tables of
+      which nothing is dropped; all else is copied, as it is what people edit.
 
-    A killed call is continued by the same call: finished files are left as they are.
+    What was written is recorded in the folder ``<out>.unmem`` beside ``out``. Another call, with whatever kept ids,
+    data and mode, leaves the files that are right, removes those that it does not want any more, and writes the rest;
+    so is a killed call continued.
 
     Args:
         data: as given to :func:`unmem.mitigations.dedup.sources.plan`.
         shards: its shards.
         kept: the ids of the items to keep.
-        out: an absent or empty folder, or one where the same work was begun; with ``list``, any folder.
-        mode: what to write.
-        captions: merged captions, by id. Where the caption was in a column or a metadata row they replace it, as a list
-            where it is one; else they replace the ``.txt``, or make one. In a text there is one caption a line. JSON
-            files and the parquet beside a tar keep what they have: a ``.txt`` is believed before they are.
+        out: an absent or empty folder, or a set that this function wrote.
+        mode: how to write it.
+        captions: merged captions, by id. They take the place of the item's caption wherever it has one: the text and
+            the JSON field beside the image or in the tar, the row of the metadata or of the parquet beside the tar, the
+            column of the table. A list becomes the list of them, a text has one a line. Where the item has none, they
+            become the text beside the image or in the tar.
         field: where the captions are, as given to :func:`unmem.mitigations.dedup.sources.read`.
 
     Returns:
         ``items`` and ``files`` in the set, the files' ``bytes``, and ``missing``: kept ids that the data lack.
 
     Raises:
-        UserError: when ``out`` lies in the data, holds other things, or has no room; or the data were changed since the
-            shards were planned.
+        UserError: when ``out`` lies in the data, holds files that were not written here, or has no room; or the data
+            were changed since the shards were planned.
     """
-    if mode == "list":
-        text = "".join(f"{identity}\n" for identity in sorted(kept))
-        write_text(out / "keep.txt", text)
-        return {"items": len(kept), "files": 1, "bytes": len(text.encode()), "missing": []}
+    record = Record(out)
     _check_place(data, out)
+    _check_place(data, record.folder)
     merged = {identity: list(texts) for identity, texts in (captions or {}).items() if texts}
-    inputs = {
-        "mode": mode,
-        "data": digest([shard.to_json() for shard in shards]),
-        "kept": digest(sorted(kept)),
-        "captions": digest([merged, field]),
-    }
-    stage = Stage(out / OWN, inputs)
-    if not stage.finished:
-        writer = _Writer(data if data.is_dir() else data.parent, out, mode, merged, field)
-        writer.check(data, shards)
-        stage.begin()
-        write_json(out / OWN / "result.json", writer.write(data, shards, frozenset(kept)))
-        stage.finish()
-    result: dict[str, Any] = read_json(out / OWN / "result.json")
-    return result
+    base = data if data.is_dir() else data.parent
+    _check_unchanged(data, base, shards)
+    special = any(shard.rows or shard.layout == "arrow" for shard in shards)
+    writer = _Writer(base, out, record, mode == "link", merged, field)
+    writer.plan(survey(data).files if special else {}, shards, frozenset(kept))
+    record.claim(writer.names)
+    found = writer.write()
+    sizes = {name: path.stat().st_size for name in writer.names if (path := out / name).exists()}
+    record.settle(sizes)  # of the parquet files beside tars, damaged ones stay behind
+    missing = sorted(frozenset(kept) - found)
+    return {"items": len(found), "files": len(sizes), "bytes": sum(sizes.values()), "missing": missing}
 
 
 class _Writer:
-    """One set being written."""
+    """One set being written: first planned, then brought about file by file."""
 
     def __init__(
-        self,
-        base: Path,
-        out: Path,
-        mode: Literal["copy", "link", "list"],
-        captions: dict[str, list[str]],
-        field: str | None,
+        self, base: Path, out: Path, record: Record, link: bool, captions: dict[str, list[str]], field: str | None
     ) -> None:
         self._base = base
         self._out = out
-        self._mode = mode
+        self._record = record
+        self._link = link
         self._captions = captions
         self._field = field
+        self._images: dict[str, int] = {}  # name and bytes, as of the sides
+        self._sides: dict[str, int] = {}
+        self._contents: dict[str, bytes] = {}
+        self._metadata: dict[str, str] = {}  # name and key, see Record.recall
+        self._packed: dict[str, tuple[list[Shard], frozenset[str]]] = {}
 
-    def check(self, data: Path, shards: Iterable[Shard]) -> None:
-        """Refuse data that are not as when they were planned, as ids may mean something else, and names that meet."""
-        sources: dict[Path, str] = {}
-        for shard in shards:
-            name = shard.files[0][0]
-            other = sources.setdefault(target_of(self._out, shard), name)
-            if other != name:
-                raise UserError(f"{data}: {other} and {name} would both become the same parquet file; rename one")
-            for name, size, changed in shard.files:
-                path = self._base / name
-                if not path.is_file() or stamp_of(path.stat()) != (size, changed):
-                    raise UserError(f"{data}: {name} was changed or removed since it was read; deduplicate again")
+    @property
+    def names(self) -> frozenset[str]:
+        """The files of the planned set."""
+        packed = (name for shards, _ in self._packed.values() for name, _, _ in shards[0].files)
+        return frozenset((*self._images, *self._sides, *self._contents, *self._metadata, *packed))
 
-    def write(self, data: Path, shards: Sequence[Shard], kept: frozenset[str]) -> dict[str, Any]:
-        """Write everything that is not there yet."""
-        loose = [shard for shard in shards if shard.layout == "files"]
-        images = {image for shard in loose for image in images_of(shard)} & kept
+    def plan(self, files: Listing, shards: Sequence[Shard], kept: frozenset[str]) -> None:
+        """Decide what becomes of each file; ``files`` are the data's, needed where there are metadata or Arrow."""
         packed: dict[str, list[Shard]] = defaultdict(list)
         for shard in shards:
-            if shard.layout != "files":
+            if shard.layout == "files":
+                self._plan_loose(shard, kept)
+            else:
                 packed[shard.files[0][0]].append(shard)
-        records = [self._loose(loose, images), self._metadata(data, loose, images)]
-        for name, ids in _by_file(kept - images, packed).items():
-            records.append(self._packed(packed[name], ids))
-        written = images.union(*(record["ids"] for record in records))
-        return {
-            "items": len(written),
-            "files": sum(record["files"] for record in records),
-            "bytes": sum(record["bytes"] for record in records),
-            "missing": sorted(kept - written),
-        }
+        self._packed = {name: (packed[name], ids) for name, ids in _by_file(kept, packed).items()}
+        depends = digest([sorted(kept), self._captions, self._field])
+        in_rows = any(shard.rows for shard in shards)
+        for name in files:
+            if in_rows and posixpath.basename(name) in NAMES:
+                self._metadata[name] = digest([files[name], sorted(self._images), depends])
+        self._contents |= describe_saved(self._base, files, self._packed, depends)
 
-    def _loose(self, shards: Sequence[Shard], images: Collection[str]) -> dict[str, Any]:
-        """Copy or link the kept loose images; copy what lies beside them, or write their merged captions."""
-        sizes: dict[str, int] = {}
-        texts: dict[str, str] = {}
-        for shard in shards:
-            stamps = {name: size for name, size, _ in shard.files}
-            sides, rows = sides_of(shard), dict(shard.rows)
-            for image in images_of(shard):
-                if image not in images:
-                    continue
-                beside = sides.get(stem(image), [])
-                sizes |= {name: stamps[name] for name in (image, *beside)}
-                text = next((name for name in beside if name.lower().endswith(".txt")), None)
-                in_row = caption_field(json.loads(rows.get(image, "{}")), self._field) is not None
-                if image in self._captions and (text is not None or not in_row):
-                    texts[text or f"{stem(image)}.txt"] = as_text(self._captions[image])
-        copied = [name for name in sizes if name not in texts and (self._mode == "copy" or name not in images)]
-        pending = [name for name in copied if not _is_copy(self._base / name, self._out / name)]
-        self._require_room(sum(sizes[name] for name in pending))
-        for name in pending:
-            self._copy(name)
-        if self._mode == "link":
-            for name in images:
-                self._link(name)
-        for name, text in texts.items():
-            write_text(self._out / name, f"{text}\n")
-        size = sum((self._out / name).stat().st_size for name in {**sizes, **texts})
-        return {"ids": [], "files": len({**sizes, **texts}), "bytes": size}
+    def write(self) -> frozenset[str]:
+        """Write everything that is not there yet; give back the ids in the set."""
+        self._bring(self._images, link=self._link)
+        self._bring(self._sides, link=False)
+        for name, raw in self._contents.items():
+            self._write(name, raw)
+        for name, key in self._metadata.items():
+            if self._record.recall(name, key) is None:
+                target = self._out / name
+                rewrite_metadata(self._base / name, name, target, self._images, self._captions, self._field)
+                self._record.remember(name, key, [name])
+        return frozenset(self._images).union(*(self._pack(*entry) for entry in self._packed.values()))
 
-    def _metadata(self, data: Path, shards: Iterable[Shard], images: Collection[str]) -> dict[str, Any]:
-        """Write the metadata files of loose images."""
-        targets = []
-        if any(shard.rows for shard in shards):
-            for name in survey(data).files:
-                if posixpath.basename(name) in NAMES:
-                    targets.append(self._out / name)
-                    rewrite_metadata(self._base / name, name, targets[-1], images, self._captions, self._field)
-        return {"ids": [], "files": len(targets), "bytes": sum(target.stat().st_size for target in targets)}
+    def _plan_loose(self, shard: Shard, kept: Collection[str]) -> None:
+        """Plan the kept images of a shard of loose files, and what lies beside them."""
+        sizes = {name: size for name, size, _ in shard.files}
+        sides, rows = sides_of(shard), dict(shard.rows)
+        for image in images_of(shard):
+            if image not in kept:
+                continue
+            self._images[image] = sizes[image]
+            beside = sides.get(stem(image), [])
+            merged = self._captions.get(image)
+            in_row = caption_field(json.loads(rows.get(image, "{}")), self._field) is not None
+            replaced = self._merged_beside(image, beside, merged, in_row=in_row) if merged else {}
+            self._contents |= replaced
+            self._sides |= {name: sizes[name] for name in beside if name not in replaced}
 
-    def _packed(self, shards: Sequence[Shard], ids: frozenset[str]) -> dict[str, Any]:
-        """Write or link one tar or table, of which ``ids`` are kept, unless a note says that it was done."""
+    def _merged_beside(
+        self, image: str, beside: Sequence[str], captions: Sequence[str], *, in_row: bool
+    ) -> dict[str, bytes]:
+        """The text and JSON files beside an image that merged captions change, or the text that they make."""
+        replaced = {}
+        text = f"{as_text(captions)}\n".encode()
+        for name in beside:
+            if name.lower().endswith(".txt"):
+                raw = text if self._field in (None, "txt") else None
+            elif (self._base / name).stat().st_size > MAX_TEXT:
+                raw = None
+            else:
+                raw = merged_json(name, (self._base / name).read_bytes(), captions, self._field)
+            if raw is not None:
+                replaced[name] = raw
+        made = f"{stem(image)}.txt"
+        return replaced if replaced or in_row or made in beside else {made: text}
+
+    def _pack(self, shards: Sequence[Shard], ids: frozenset[str]) -> frozenset[str]:
+        """Write, copy or link one tar or table, of which ``ids`` are kept; give back those that it holds."""
         first = shards[0]
-        note = self._out / OWN / f"{digest(first.files[0][0])[:20]}.json"
-        if note.exists():
-            done: dict[str, Any] = read_json(note)
-            return done
-        names = [name for name, _, _ in first.files]
-        if self._mode == "link" and self._captions.keys().isdisjoint(ids) and is_whole(self._base, shards, ids):
-            for name in names:
-                self._link(name)
-            written = sorted(ids)
-        else:
+        name, names = first.files[0][0], [name for name, _, _ in first.files]
+        captions = {identity: self._captions[identity] for identity in ids if identity in self._captions}
+        key = digest([[shard.to_json() for shard in shards], sorted(ids), captions, self._field])
+        note = self._record.recall(name, key)
+        if note is None and not captions and is_whole(self._base, shards, ids):
+            note = self._record.remember(name, key, [], whole=True, missing=[])
+        elif note is None:
             self._require_room(sum(size for _, size, _ in first.files))  # an upper bound, asked for file by file
             if first.layout == "tar":
-                written = rewrite_tar(self._base, first, self._out, ids, self._captions)
+                written = rewrite_tar(self._base, first, self._out, ids, captions, self._field)
             else:
-                written = rewrite_table(self._base, shards, self._out, ids, self._captions, self._field)
-        targets = [target_of(self._out, first), *(self._out / name for name in names[1:])]
-        sizes = [target.stat().st_size for target in targets if target.exists()]  # a damaged parquet stays behind
-        record = {"ids": written, "files": len(sizes), "bytes": sum(sizes)}
-        write_json(note, record)
-        return record
+                written = rewrite_table(self._base, shards, self._out, ids, captions, self._field)
+            missing = sorted(ids.difference(written))
+            note = self._record.remember(name, key, names, whole=False, missing=missing)
+        if note["whole"]:
+            self._bring({name: size for name, size, _ in first.files}, link=self._link)
+        return ids.difference(note["missing"])
 
-    def _copy(self, name: str) -> None:
-        """Copy one file, times included."""
+    def _bring(self, sizes: Mapping[str, int], *, link: bool) -> None:
+        """Copy or link the files that are not there yet, times included."""
         # not synced to the disk one by one, which is slow: what a power cut leaves short differs in size, see _is_copy
-        self._place(name, shutil.copy2)
+        is_done, make = (_is_link, _hard_or_symbolic) if link else (_is_copy, shutil.copy2)
+        pending = [name for name in sizes if not is_done(self._base / name, self._out / name)]
+        if not link:
+            self._require_room(sum(sizes[name] for name in pending))
+        for name in pending:
+            self._place(name, make)
 
-    def _link(self, name: str) -> None:
-        """Link one file."""
+    def _write(self, name: str, raw: bytes) -> None:
+        """Write a small file, unless it is there."""
         target = self._out / name
-        if not (target.exists() and target.samefile(self._base / name)):
-            self._place(name, _hard_or_symbolic)
+        if target.is_symlink() or not target.is_file() or target.read_bytes() != raw:
+            with atomic(target) as partial:
+                partial.write_bytes(raw)
 
     def _place(self, name: str, make: Callable[[Path, Path], Any]) -> None:
         """Make a file in a place of its own, whose name is never too long, and move it to where it belongs."""
-        target, partial = self._out / name, self._out / OWN / f"file{PARTIAL}"
+        target, partial = self._out / name, self._record.folder / f"file{PARTIAL}"
         try:
             partial.unlink(missing_ok=True)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -242,9 +240,16 @@ def _hard_or_symbolic(source: Path, target: Path) -> None:
         target.symlink_to(source)
 
 
+def _is_link(source: Path, target: Path) -> bool:
+    """Whether ``target`` is the file itself."""
+    return target.exists() and target.samefile(source)
+
+
 def _is_copy(source: Path, target: Path) -> bool:
     """Whether ``target`` is a finished copy."""
-    return target.is_file() and not target.is_symlink() and stamp_of(target.stat()) == stamp_of(source.stat())
+    if target.is_symlink() or not target.is_file() or target.samefile(source):
+        return False
+    return stamp_of(target.stat()) == stamp_of(source.stat())
 
 
 def _by_file(ids: Iterable[str], names: Collection[str]) -> dict[str, frozenset[str]]:
@@ -259,12 +264,19 @@ def _by_file(ids: Iterable[str], names: Collection[str]) -> dict[str, frozenset[
     return {name: frozenset(entries) for name, entries in found.items() if entries}
 
 
+def _check_unchanged(data: Path, base: Path, shards: Iterable[Shard]) -> None:
+    """Refuse data that are not as when they were planned, as ids may mean something else."""
+    for shard in shards:
+        for name, size, changed in shard.files:
+            path = base / name
+            if not path.is_file() or stamp_of(path.stat()) != (size, changed):
+                raise UserError(f"{data}: {name} was changed or removed since it was read; deduplicate again")
+
+
 def _check_place(data: Path, out: Path) -> None:
-    """Refuse to write into the data, or among other things."""
+    """Refuse to write into the data, or in place of a file."""
     place, source = out.resolve(), data.resolve()
     if data.is_dir() and (place.is_relative_to(source) or source.is_relative_to(place)):
         raise UserError(f"{out}: the new set and {data}, which is left as it is, must not lie in each other")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file, not a folder")
-    if out.exists() and not (out / OWN).is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: is not empty; name a new folder for the deduplicated set")

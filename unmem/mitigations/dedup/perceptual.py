@@ -28,6 +28,7 @@ from PIL import Image
 from scipy.fft import dct
 
 from unmem.component import UserError
+from unmem.mitigations.dedup.resample import lanczos
 
 Hash = Literal["phash", "dhash", "whash", "ahash"]
 SIZES = {  # width and height of the grey version
@@ -187,7 +188,7 @@ def _grey(image: Image.Image, hash: Hash, bits: int) -> npt.NDArray[np.uint8 | n
     size = _size(hash, bits)
     if bits == 256:
         return np.asarray(image.convert("L").convert("F").resize(size, Image.Resampling.LANCZOS))
-    return np.asarray(image.resize(size, Image.Resampling.LANCZOS).convert("L"))
+    return np.asarray(lanczos(image, size).convert("L"))
 
 
 def _greys(images: npt.NDArray[np.uint8], hash: Hash, bits: int) -> npt.NDArray[np.uint8 | np.float32]:
@@ -195,9 +196,9 @@ def _greys(images: npt.NDArray[np.uint8], hash: Hash, bits: int) -> npt.NDArray[
 
     Pillow resamples along rows, then along columns, and rounds after each. So the images may lie below each other for
     the one and beside each other for the other, and n of them take two calls. (Newer Pillow begins with the columns
-    of images that are much higher than wide: those go one by one.)
+    of images that are much higher than wide: those go one by one.) So does one that is alone.
     """
-    if images.shape[1] > images.shape[2]:
+    if len(images) == 1 or images.shape[1] > images.shape[2]:
         return np.stack([_grey(_image(image), hash, bits) for image in images])
     count, high, wide, channels = images.shape
     width, height = _size(hash, bits)

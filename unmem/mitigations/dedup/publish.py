@@ -66,10 +66,15 @@ def write_hashes(outcome: Outcome, path: Path) -> None:
     write_encoding_map(path, dict(sorted(zip(ids, to_hex(codes[present]), strict=True))))
 
 
-def apply(
-    outcome: Outcome, kept: pa.ChunkedArray, out: Path, mode: Literal["copy", "link", "list"], field: str | None
-) -> None:
-    """Write the data set without the dropped images to ``out/set``; merged captions go to ``field``, if given.
+def apply(outcome: Outcome, kept: pa.ChunkedArray, out: Path, mode: Literal["copy", "link"], field: str | None) -> None:
+    """Write the data set without the dropped images to ``out/set``, or bring that up to date.
+
+    Args:
+        outcome: what was found.
+        kept: the ids that stay.
+        out: the job's directory.
+        mode: see :func:`unmem.mitigations.dedup.apply.apply`.
+        field: where merged captions go, where captions are read from a place of their own.
 
     Raises:
         UserError: when the data changed under our hands; the rest is written.

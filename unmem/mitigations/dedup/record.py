@@ -1,10 +1,10 @@
-"""What was written into a set, kept beside it: the set is brought up to date, and nothing else in it is ever touched."""
+"""Which files of a set were written here, noted beside it: these are brought up to date, others never touched."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from unmem.component import UserError
@@ -31,7 +31,7 @@ class Record:
         self._names = self.folder / "files.json"
 
     def claim(self, names: Collection[str]) -> None:
-        """Remove the files that were written earlier and are not among ``names``, which may be written from now on.
+        """Remove what was written earlier and is not among ``names``, which may be written from now on.
 
         Args:
             names: relative posix paths.
@@ -50,9 +50,15 @@ class Record:
                 stale.append(name)
         write_json(self._names, sorted(known.union(names)))
         for name in stale:
-            self._remove(name)
+            (self._out / name).unlink()
+            self._note(name).unlink(missing_ok=True)
+        gone = known.difference(names)  # not only what is stale: a killed call may have left empty folders
+        for parent in sorted({parent for name in gone for parent in PurePath(name).parents[:-1]}, reverse=True):
+            path = self._out / parent
+            if path.is_dir() and not any(path.iterdir()):
+                path.rmdir()
 
-    def settle(self, names: Collection[str]) -> None:
+    def settle(self, names: Iterable[str]) -> None:
         """Note that the set consists of just these files."""
         write_json(self._names, sorted(names))
 
@@ -85,16 +91,6 @@ class Record:
     def _note(self, name: str) -> Path:
         """Where the note on a file is: its name may hold folders and be too long."""
         return self.folder / "notes" / f"{digest(name)[:20]}.json"
-
-    def _remove(self, name: str) -> None:
-        """Remove a file, the note on it, and the folders that it leaves empty."""
-        path = self._out / name
-        path.unlink()
-        self._note(name).unlink(missing_ok=True)
-        for parent in path.relative_to(self._out).parents[:-1]:
-            if any((self._out / parent).iterdir()):
-                break
-            (self._out / parent).rmdir()
 
 
 def _below(folder: Path) -> Iterator[str]:

@@ -53,7 +53,7 @@ def rewrite_tar(
     """Write the kept samples of a tar, each in one piece with its bytes unchanged, and its parquet's rows beside it.
 
     A sample's merged captions take the place of the caption in its text member, in its ``.json`` and in its parquet
-    row. Where there is none to replace, a text member is made.
+    row; where there is none, a text member is made.
 
     Args:
         base: the folder that the data's relative paths start from.
@@ -163,9 +163,10 @@ def rewrite_metadata(
 def merged_json(name: str, raw: bytes, captions: Sequence[str], field: str | None) -> bytes | None:
     """A JSON side file with merged captions for its caption; None where it is damaged or has none."""
     record = parse(name, "json", raw)
-    if isinstance(record, Rejected) or field_beside(_filled(record), field) is None:
+    if isinstance(record, Rejected):
         return None
-    return json.dumps(_with_caption(dict(record), field_beside(_filled(record), field), captions)).encode()
+    column = field_beside(_filled(record), field)
+    return None if column is None else json.dumps(_with_caption(dict(record), column, captions)).encode()
 
 
 def field_beside(names: Iterable[str], field: str | None) -> str | None:
@@ -201,8 +202,7 @@ def _add_sample(
             _add_bytes(new, copy.copy(member), replaced[name])
         else:
             new.addfile(member, tar.extractfile(member))
-    elsewhere = ending != "txt" and (in_row or "json" in replaced)  # of an ending of its own, the text may be absent
-    if ending not in members and not elsewhere:
+    if ending not in members and "json" not in replaced and not in_row:
         text = tarfile.TarInfo(f"{key}.{ending}")
         text.mtime = next(iter(members.values())).mtime
         _add_bytes(new, text, replaced[ending])
@@ -268,7 +268,7 @@ def _columns(path: Path) -> list[str]:
 def _rewrite_beside(
     path: Path, target: Path, written: Mapping[str, str], captions: Captions, field: str | None
 ) -> None:
-    """Write the rows of the parquet beside a tar whose keys were written; nothing where it is damaged or has no keys."""
+    """Write the rows of the parquet beside a tar whose keys were written; no file if damaged or without keys."""
     try:
         table = pq.read_table(path)
         ids = [written.get(str(key), "") for key in table["key"].to_pylist()]
