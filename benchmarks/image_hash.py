@@ -4,7 +4,7 @@
     python benchmarks/image_hash.py --quick   24 files: under 50 s
 
 The files are crops of the photographs that scikit-learn and scikit-image carry, at 1024 x 768 with a sensor's noise,
-150 to 230 kB each. The contenders take turns at every file, and the best turn of each at each file counts: what else
+150 to 250 kB each. The contenders take turns at every file, and the best turn of each at each file counts: what else
 the machine does at the time falls out. The last line is a JSON object:
 ``equal_bits_over_imagededup`` is our rate over that of imagededup's ``PHash().encode_image`` for the same bits, which
 are checked; ``scaled_over_imagededup`` is the rate with the decoding scaled down by libjpeg, which changes
