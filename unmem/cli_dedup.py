@@ -251,6 +251,8 @@ def _summary(report: dict[str, Any], out: Path, applied: str | None) -> str:
         lines.append(
             f"threshold: {chosen['max_distance']} of {chosen['bits']} bits of {chosen['hash']} ({chosen['reason']})"
         )
+        if chosen["bits"] == 64 and chosen["max_distance"] < 6:
+            lines.append("  so few bits miss many edits of an image: --bits 256 leaves room for more")
     if "embedding" in report:
         lines.append(
             f"embedding: cosine distance {report['embedding']['max_distance']:g} of {report['embedding']['model']}"
