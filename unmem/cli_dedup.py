@@ -18,17 +18,13 @@ if TYPE_CHECKING:
     from unmem.mitigations.dedup.work import Settings
 
 
-class _Distance(click.ParamType[int | None]):
-    """Bits, or ``auto``."""
-
-    name = "N|auto"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        if value == "auto" or isinstance(value, int):
-            return None if value == "auto" else value
-        if not value.isdecimal():
-            self.fail(f"{value!r} is neither a number of bits nor 'auto'", param, ctx)
-        return int(value)
+def _bits(context: click.Context, option: click.Parameter, value: str) -> int | None:
+    """A number of bits, or None for ``auto``."""
+    if value == "auto":
+        return None
+    if not value.isdecimal():
+        raise click.BadParameter(f"{value!r} is neither a number of bits nor 'auto'")
+    return int(value)
 
 
 @click.command()
@@ -43,7 +39,14 @@ class _Distance(click.ParamType[int | None]):
     help="Perceptual hash; none: exact duplicates only, from the data's own SHA-256 where it has them.",
 )
 @click.option("--bits", type=click.Choice(["64", "256"]), default="64", show_default=True, help="256: phash only.")
-@click.option("--max-distance", type=_Distance(), default="auto", show_default=True, help="Differing bits.")
+@click.option(
+    "--max-distance",
+    metavar="N|auto",
+    callback=_bits,
+    default="auto",
+    show_default=True,
+    help="Differing bits; auto goes by the number of images and by their hashes, and says why.",
+)
 @click.option("--dihedral", is_flag=True, help="Flips and quarter turns count as the same image (phash).")
 @click.option(
     "--decode",
@@ -58,7 +61,13 @@ class _Distance(click.ParamType[int | None]):
 @click.option("--captions", metavar="NAME", help="Column, JSON field or file ending of the captions. [the usual ones]")
 @click.option("--jaccard", type=click.FloatRange(0.05, 1), default=0.8, show_default=True, help="Of near captions.")
 @click.option("--embed", metavar="MODEL", help="Embedding stage: package.module:callable, or a local model.")
-@click.option("--embed-distance", type=click.FloatRange(0, 2), default=0.25, show_default=True, help="Cosine; SSCD's.")
+@click.option(
+    "--embed-distance",
+    type=click.FloatRange(0, 2),
+    default=0.25,
+    show_default=True,
+    help="Cosine distance; every model has its own scale, and the default is SSCD's.",
+)
 @click.option("--against", type=click.Path(path_type=Path), help="Drop what duplicates an item of this other set.")
 @click.option(
     "--keep",
