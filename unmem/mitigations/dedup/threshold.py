@@ -11,7 +11,7 @@ from unmem.mitigations.dedup import hamming
 
 # imagededup's default; and a fifth of the bits, which the perception library gives for a phash of 16 x 16
 RECOMMENDED = {64: 10, 256: 51}
-BANDED = 31  # more bits, and a search by bands would file each hash under hundreds of keys
+BANDED = 15  # a search by bands files each hash under 24 keys then, and under 448 at 31 bits
 TAIL, DEVIATIONS = 0.01, 2.326  # a quantile, and how many standard deviations it is from the mean of a normal
 SAMPLE = 2_000  # images whose distances are looked at: two million pairs
 
