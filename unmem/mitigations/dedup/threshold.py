@@ -75,12 +75,15 @@ def choose(
         limits[source] = _largest(images, bits, free, differ, comparisons)
     source, found = min(limits.items(), key=lambda entry: entry[1])
     if found < 0:
-        return Threshold(0, f"by estimate {source} make chance pairs among {images:,} images even where equal")
+        return Threshold(0, f"by estimate {source} make chance pairs among {images:,} distinct hashes even where equal")
     most = RECOMMENDED[bits] if most is None else most
     if found >= most:
-        return Threshold(most, f"the recommended radius for {bits} bits; chance allows {found} among {images:,} images")
+        return Threshold(
+            most, f"the recommended radius for {bits} bits; chance allows {found} among {images:,} distinct hashes"
+        )
     return Threshold(
-        found, f"the largest at which by estimate {source} make less than one chance pair among {images:,} images"
+        found,
+        f"the largest at which by estimate {source} make less than one chance pair among {images:,} distinct ones",
     )
 
 
