@@ -7,9 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
-from multiprocessing.process import BaseProcess
+from types import FrameType
 from typing import Any, Protocol, TypeVar
 
 from unmem.component import UserError
@@ -46,22 +47,31 @@ class Local:
             yield from map(work, tasks)
             return
         left = dict(enumerate(tasks))
-        for _ in range(TRIES):
-            # spawned, not forked: a fork of a process whose libraries hold threads can hang
-            others = active_children()
-            pool = ProcessPoolExecutor(min(self.workers, len(left)), get_context("spawn"))
-            try:
-                running = {pool.submit(work, task): number for number, task in left.items()}
-                for future in as_completed(running):
-                    result = future.result()
-                    del left[running[future]]
-                    yield result
-                return
-            except BrokenProcessPool:
-                continue
-            finally:
-                _end(pool, [child for child in active_children() if child not in others])
+        with _interrupted_once():
+            for _ in range(TRIES):
+                yield from self._try(work, left)
+                if not left:
+                    return
         raise UserError(_died(len(left)))
+
+    def _try(self, work: Callable[[T], Any], left: dict[int, T]) -> Iterator[Any]:
+        """Run what is left in one pool, taking out what is done, until it is done or a worker dies."""
+        others = active_children()
+        # spawned, not forked: a fork of a process whose libraries hold threads can hang
+        pool = ProcessPoolExecutor(min(self.workers, len(left)), get_context("spawn"))
+        try:
+            running = {pool.submit(work, task): number for number, task in left.items()}
+            for future in as_completed(running):
+                result = future.result()
+                del left[running[future]]
+                yield result
+        except BrokenProcessPool:
+            pass
+        finally:  # at once: a task leaves its file whole or not at all
+            for worker in active_children():
+                if worker not in others:
+                    worker.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 @dataclass(frozen=True)
@@ -97,15 +107,24 @@ class Ray:
                 yield result
 
 
-def _end(pool: ProcessPoolExecutor, workers: list[BaseProcess]) -> None:
-    """End a pool at once: a task leaves its file whole or not at all, and a second Ctrl-C must not cut this short."""
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    for worker in workers:
-        worker.kill()
-    pool.shutdown(wait=True, cancel_futures=True)
-    if main:
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """Raise at the first Ctrl-C of a block, and ignore others until it has cleaned up: cut short, that would hang."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        yield
+    finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _connect(workers: int, address: str | None) -> Any:
