@@ -377,6 +377,17 @@ def test_against_another_set(tmp_path: Path) -> None:
     assert report["against"] == {"images": 14, "quarantined": 0}
 
 
+def test_two_sets_whose_files_look_alike_from_outside_are_told_apart(tmp_path: Path) -> None:
+    crops = photographs()
+    for folder, some in (("data", crops[:3]), ("other", crops[3:6])):
+        (tmp_path / folder).mkdir()
+        for i, crop in enumerate(some):
+            path = tmp_path / folder / f"{i}.bmp"  # of one size, and as old as the others
+            Image.fromarray(crop).save(path)
+            os.utime(path, ns=(0, 0))
+    assert run(tmp_path / "data", tmp_path / "out", against=tmp_path / "other")["dropped"] == 0
+
+
 def test_both_keeps_images_under_another_caption(tmp_path: Path) -> None:
     run(write_folder(tmp_path / "data"), tmp_path / "out", drop="both")
     gone = {bare(name) for name in ledger(tmp_path / "out")}

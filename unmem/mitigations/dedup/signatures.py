@@ -24,7 +24,6 @@ from unmem.train.imageset import Rejected
 KEY = pa.binary(16)  # half of a SHA-256: among 10^9 items, two unequal ones share it with probability 10^-21
 REJECTED = b"unmem.rejected"
 
-
 SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -91,7 +90,8 @@ class SignTask:
     @property
     def path(self) -> Path:
         """The table's file, named by all that its content depends on."""
-        return self.folder / f"{digest([self.shard.to_json(), vars(self.signing)])[:20]}.parquet"
+        inputs = [str(self.data), self.shard.to_json(), vars(self.signing)]
+        return self.folder / f"{digest(inputs)[:20]}.parquet"
 
 
 @dataclass
@@ -184,7 +184,7 @@ def _bytes_and_key(item: Item, signing: Signing) -> tuple[bytes | str | None, by
         return f"cannot be read ({error.strerror})", b""
     if data is None:
         return "holds no image", b""
-    return data, known or _key(data)
+    return data, _key(data)  # where the bytes are read they count, not what the metadata say of them
 
 
 def _of_image(data: bytes, signing: Signing) -> dict[str, Any] | str:
