@@ -26,9 +26,11 @@ from unmem.mitigations.dedup.perceptual import (
     SHARPNESS_SIDE,
     SIZES,
     code,
+    code_and_flat,
     codes_of_arrays,
     detail,
     dihedral_codes,
+    flat_of_arrays,
     is_flat,
     sharpness,
     shrink,
@@ -479,3 +481,27 @@ def test_other_maps(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"map\.json: the hash of 'a' must be 16 hexadecimal digits, is 'x'"):
         write_encoding_map(tmp_path / "map.json", {"a": "x"})
     assert not (tmp_path / "map.json").exists()
+
+
+@pytest.mark.parametrize(("hash", "bits"), SIZES)
+def test_code_and_flatness_together_are_what_they_are_apart(hash: str, bits: int) -> None:
+    rng = np.random.default_rng(0)
+    for image in (
+        Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)),
+        Image.new("RGB", (40, 40), "red"),
+        Image.new("L", (33, 17), 200),
+    ):
+        together, flat = code_and_flat(image, hash, bits)
+        assert (together == code(image, hash, bits)).all()
+        assert flat == is_flat(image)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (32, 32, 3), (20, 30, 3), (30, 20, 1)])
+def test_flatness_of_many_is_that_of_each(shape: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (40, *shape), dtype=np.uint8)
+    images[::3] //= 128  # two grey levels: nothing to see
+    expected = [is_flat(Image.fromarray(image[..., 0] if shape[2] == 1 else image)) for image in images]
+    assert flat_of_arrays(images).tolist() == expected
+    assert 0 < sum(expected) < 40
+    assert flat_of_arrays(images[:0]).tolist() == []

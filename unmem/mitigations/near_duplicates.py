@@ -16,6 +16,8 @@ from unmem.mitigations.dedup.relations import NearHash
 from unmem.mitigations.ledger import Dropped
 from unmem.train.imageset import ImageSet
 
+BATCH = 256  # images in memory at once
+
 
 def _radius(value: Any) -> Any:
     """Refuse what is no radius, in one message."""
@@ -73,12 +75,15 @@ class NearDuplicates:
         turned = np.zeros((len(data), 8, self.bits // 64), np.uint64) if self.dihedral else None
         firm = np.zeros(len(data), bool)
         with progress.track(self.hash, len(data)) as advance:
-            for position in range(len(data)):
-                pixels = data.images(slice(position, position + 1))[0]
-                image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-                firm[position] = not perceptual.is_flat(image)
-                codes[position] = perceptual.code(image, self.hash, self.bits)
+            for start in range(0, len(data), BATCH):
+                part = slice(start, start + BATCH)
+                images = data.images(part)
+                codes[part] = perceptual.codes_of_arrays(images, self.hash, self.bits)
+                firm[part] = ~perceptual.flat_of_arrays(images)
                 if turned is not None:
-                    turned[position] = perceptual.dihedral_codes(image, self.bits)
-                advance(1)
+                    pictures = (
+                        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels) for pixels in images
+                    )
+                    turned[part] = np.stack([perceptual.dihedral_codes(picture, self.bits) for picture in pictures])
+                advance(len(images))
         return codes, turned, firm

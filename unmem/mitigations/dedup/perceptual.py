@@ -20,6 +20,7 @@ is ours: grey first, then Lanczos in floating point, since rounding to 8 bits wo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -91,13 +92,17 @@ def codes_of_arrays(images: npt.NDArray[np.uint8], hash: Hash, bits: int = 64) -
     Raises:
         UserError: when there is no such hash.
     """
-    count, height, width, _ = images.shape
-    pixels = max(height * width, math.prod(_size(hash, bits)))
-    found = np.empty((count, bits // 64), np.uint64)
-    step = max(1, BATCH // pixels)
-    for start in range(0, count, step):
-        part = slice(start, start + step)
+    found = np.empty((len(images), bits // 64), np.uint64)
+    for part in _batches(images, hash, bits):
         found[part] = _codes(_greys(images[part], hash, bits), hash, bits)
+    return found
+
+
+def flat_of_arrays(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """bool [n]: :func:`is_flat` of many images of one size, uint8 [n, height, width, channels]."""
+    found = np.empty(len(images), np.bool_)
+    for part in _batches(images, "phash", 64):
+        found[part] = _details(_low_frequencies(_greys(images[part], "phash", 64), 64)) < FLAT
     return found
 
 
@@ -130,9 +135,7 @@ def detail(image: Image.Image) -> float:
     Args:
         image: mode RGB or L.
     """
-    grey = _grey(image, "phash", 64)[None]
-    coefficients = _low_frequencies(grey, 64).reshape(64)[1:] / (2 * grey.shape[1])
-    return float(np.count_nonzero(np.abs(coefficients - np.median(coefficients)) > FIRM))
+    return float(_details(_low_frequencies(_grey(image, "phash", 64)[None], 64))[0])
 
 
 def is_flat(image: Image.Image) -> bool:
@@ -143,6 +146,20 @@ def is_flat(image: Image.Image) -> bool:
     plain stripes, faint dots. So is noise of 2 grey levels on 32 x 32 pixels.
     """
     return detail(image) < FLAT
+
+
+def code_and_flat(image: Image.Image, hash: Hash, bits: int = 64) -> tuple[npt.NDArray[np.uint64], bool]:
+    """:func:`code` and :func:`is_flat` of one image; for a phash of 64 bits both come from one DCT.
+
+    Args:
+        image: mode RGB or L.
+        hash: the method.
+        bits: 64; or, for phash, 256.
+    """
+    if (hash, bits) != ("phash", 64):
+        return code(image, hash, bits), is_flat(shrink(image, DRAFT["phash", 64]))
+    block = _low_frequencies(_grey(image, hash, bits)[None], bits)
+    return _pack(_above_median(block))[0], bool(_details(block)[0] < FLAT)
 
 
 def sharpness(image: Image.Image) -> float:
@@ -191,6 +208,13 @@ def _grey(image: Image.Image, hash: Hash, bits: int) -> npt.NDArray[np.uint8 | n
     return np.asarray(lanczos(image, size).convert("L"))
 
 
+def _batches(images: npt.NDArray[np.uint8], hash: Hash, bits: int) -> Iterator[slice]:
+    """As many images at a time as stay in the cache."""
+    pixels = max(images.shape[1] * images.shape[2], math.prod(_size(hash, bits)))
+    step = max(1, BATCH // pixels)
+    return (slice(start, start + step) for start in range(0, len(images), step))
+
+
 def _greys(images: npt.NDArray[np.uint8], hash: Hash, bits: int) -> npt.NDArray[np.uint8 | np.float32]:
     """The grey versions [n, height, width] of images [n, h, w, channels], as :func:`_grey` makes each.
 
@@ -237,6 +261,14 @@ def _low_frequencies(grey: npt.NDArray[np.uint8 | np.float32], bits: int) -> npt
     down = dct(grey.astype(np.float64), axis=1)[:, :side]
     block: npt.NDArray[np.float64] = dct(down, axis=2)[:, :, :side]
     return block
+
+
+def _details(blocks: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """How many of the coefficients [n, 8, 8] but DC are far from their median, in grey levels."""
+    coefficients = blocks.reshape(len(blocks), 64)[:, 1:] / (2 * SIZES["phash", 64][0])
+    far = np.abs(coefficients - np.median(coefficients, axis=1, keepdims=True)) > FIRM
+    details: npt.NDArray[np.int64] = far.sum(axis=1)
+    return details
 
 
 def _above_median(blocks: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:

@@ -195,10 +195,10 @@ def _of_image(data: bytes, signing: Signing) -> dict[str, Any] | str:
     opened = open_rgb(data, draft=draft, as_stored=signing.as_stored)
     if isinstance(opened, str):
         return opened
-    flat = perceptual.is_flat(perceptual.shrink(opened.image, perceptual.DRAFT["phash", 64]))
+    code, flat = perceptual.code_and_flat(opened.image, signing.hash, signing.bits)
     return {
         "pixels_key": None if signing.scaled else _pixels_key(opened),
-        "code": None if flat else perceptual.code(opened.image, signing.hash, signing.bits).astype(">u8").tobytes(),
+        "code": None if flat else code.astype(">u8").tobytes(),
         "turned": perceptual.dihedral_codes(opened.image, signing.bits).astype(">u8").tobytes()
         if signing.dihedral and not flat
         else None,
