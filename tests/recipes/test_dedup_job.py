@@ -282,6 +282,7 @@ def interrupt():
         time.sleep(0.02)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt, daemon=True).start()
     list(Local(2).run(work, [60] * 6))
 """
