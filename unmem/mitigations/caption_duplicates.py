@@ -8,9 +8,6 @@ import numpy as np
 from pydantic import Field
 
 from unmem.component import UserError, component
-from unmem.mitigations.dedup import captions
-from unmem.mitigations.dedup.leave_out import leave_out
-from unmem.mitigations.dedup.relations import NearCaption
 from unmem.mitigations.ledger import Dropped
 from unmem.train.imageset import ImageSet
 
@@ -34,6 +31,10 @@ class CaptionDuplicates:
         Raises:
             UserError: when the data have no captions.
         """
+        from unmem.mitigations.dedup import captions
+        from unmem.mitigations.dedup.leave_out import leave_out
+        from unmem.mitigations.dedup.relations import NearCaption
+
         if data.captions is None:
             raise UserError("caption_duplicates: the data have no captions")
         rows = np.flatnonzero([bool(text.strip()) for text in data.captions])

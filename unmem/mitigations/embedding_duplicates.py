@@ -8,10 +8,6 @@ import numpy as np
 from pydantic import Field
 
 from unmem.component import component
-from unmem.mitigations.dedup import embedding
-from unmem.mitigations.dedup.leave_out import leave_out
-from unmem.mitigations.dedup.relations import NearVector
-from unmem.mitigations.dedup.search import spanning
 from unmem.mitigations.ledger import Dropped
 from unmem.train.imageset import ImageSet
 
@@ -34,6 +30,11 @@ class EmbeddingDuplicates:
 
     def apply(self, data: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, list[Dropped]]:
         """The set without embedded near-duplicates; a ledger entry (cosine distance) for each dropped image."""
+        from unmem.mitigations.dedup import embedding
+        from unmem.mitigations.dedup.leave_out import leave_out
+        from unmem.mitigations.dedup.relations import NearVector
+        from unmem.mitigations.dedup.search import spanning
+
         vectors = embedding.vectors_of_arrays(data.images(), embedding.load(self.model))
         pairs = embedding.within(vectors, self.max_distance)
         edges = spanning(np.stack([pairs.left, pairs.right], axis=1))

@@ -7,9 +7,6 @@ import hashlib
 import numpy as np
 
 from unmem.component import component
-from unmem.mitigations.dedup.distinct import first_equal
-from unmem.mitigations.dedup.leave_out import leave_out
-from unmem.mitigations.dedup.relations import Equal
 from unmem.mitigations.ledger import Dropped
 from unmem.train.imageset import ImageSet
 
@@ -20,6 +17,10 @@ class ExactDuplicates:
 
     def apply(self, data: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, list[Dropped]]:
         """The set without its exact copies, and a ledger entry for each dropped image."""
+        from unmem.mitigations.dedup.distinct import first_equal
+        from unmem.mitigations.dedup.leave_out import leave_out
+        from unmem.mitigations.dedup.relations import Equal
+
         digests = [hashlib.sha256(data.images(np.array([i])).tobytes()).digest() for i in range(len(data))]
         keys = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 4)
         edges = np.stack([first_equal(keys), np.arange(len(data))], axis=1)

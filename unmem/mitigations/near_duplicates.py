@@ -10,9 +10,6 @@ from pydantic import BeforeValidator
 
 from unmem import progress
 from unmem.component import component
-from unmem.mitigations.dedup import hamming, perceptual, threshold
-from unmem.mitigations.dedup.leave_out import leave_out
-from unmem.mitigations.dedup.relations import NearHash
 from unmem.mitigations.ledger import Dropped
 from unmem.train.imageset import ImageSet
 
@@ -54,6 +51,10 @@ class NearDuplicates:
 
     def apply(self, data: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, list[Dropped]]:
         """The set without its near-duplicates, and a ledger entry (distance in bits) for each dropped image."""
+        from unmem.mitigations.dedup import hamming, threshold
+        from unmem.mitigations.dedup.leave_out import leave_out
+        from unmem.mitigations.dedup.relations import NearHash
+
         codes, turned, firm = self._hashes(data)
         rows = np.flatnonzero(firm)
         radius = self.max_distance
@@ -71,6 +72,8 @@ class NearDuplicates:
 
     def _hashes(self, data: ImageSet) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         """Codes uint64 [n, w], those of all turns [n, 8, w] if wanted, and which images hold enough for one."""
+        from unmem.mitigations.dedup import perceptual
+
         codes = np.zeros((len(data), self.bits // 64), np.uint64)
         turned = np.zeros((len(data), 8, self.bits // 64), np.uint64) if self.dihedral else None
         firm = np.zeros(len(data), bool)
