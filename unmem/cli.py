@@ -142,13 +142,8 @@ def run(
     from unmem.rundir import read_json
 
     loaded = load(recipe, smoke=smoke, settings=settings)
-    reporter = progress.Quiet() if as_json or not _is_main_process() else progress.for_terminal()
-    progress.use(reporter)
-    try:
+    with progress.shown(quiet=as_json or not _is_main_process()):
         root = run_recipe(loaded, out or Path("runs") / loaded.run_name, arms, sys.argv[1:])
-    finally:
-        if isinstance(reporter, progress.Bars):
-            reporter.stop()
     if not _is_main_process():
         return
     if as_json:

@@ -126,19 +126,13 @@ def dedup(**options: Any) -> None:
     ):
         raise UserError("an encoding map holds plain hashes of 64 bits: take it with --bits 64 and without --dihedral")
     settings = _settings(options)
-    reporter = progress.Quiet() if options["as_json"] else progress.for_terminal()
-    progress.use(reporter)
-    try:
-        with work.lock(out):
-            outcome = find.find(data, out, settings, _engine(options), against)
-            kept = publish.publish(outcome, out, options["page_groups"])
-            if options["write_encoding_map"]:
-                publish.write_hashes(outcome, options["write_encoding_map"])
-            if options["apply_"] in ("copy", "link"):  # the list is keep.txt
-                publish.apply(outcome, kept, out, options["apply_"], options["captions"])
-    finally:
-        if isinstance(reporter, progress.Bars):
-            reporter.stop()
+    with progress.shown(quiet=options["as_json"]), work.lock(out):
+        outcome = find.find(data, out, settings, _engine(options), against)
+        kept = publish.publish(outcome, out, options["page_groups"])
+        if options["write_encoding_map"]:
+            publish.write_hashes(outcome, options["write_encoding_map"])
+        if options["apply_"] in ("copy", "link"):  # the list is keep.txt
+            publish.apply(outcome, kept, out, options["apply_"], options["captions"])
     click.echo(
         json.dumps(outcome.report, indent=1) if options["as_json"] else _summary(outcome.report, out, options["apply_"])
     )

@@ -96,6 +96,18 @@ def use(reporter: Reporter) -> None:
     _reporter = reporter
 
 
+@contextmanager
+def shown(*, quiet: bool) -> Iterator[None]:
+    """Show a command's progress for as long as it runs; ``quiet`` shows none of it."""
+    reporter = Quiet() if quiet else for_terminal()
+    use(reporter)
+    try:
+        yield
+    finally:
+        if isinstance(reporter, Bars):
+            reporter.stop()
+
+
 def say(text: str) -> None:
     """One line for the user."""
     _reporter.say(text)

@@ -13,6 +13,7 @@ from typing import Any
 
 from unmem.component import UserError
 from unmem.train.datasets._files import read_text
+from unmem.train.text import encodable
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 CAPTIONS = ("text", "caption")
@@ -109,12 +110,10 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             raise UserError(f"{path}, line {line}: damaged ({error})") from None
         if not isinstance(record, dict):
             raise UserError(f"{path}, line {line}: needs a JSON object; got {text[:40]!r}")
-        yield f"line {line}", {key: _encodable(value) for key, value in record.items()}
-
-
-def _encodable(value: Any) -> Any:
-    r"""Half an emoji, such as ``"\ud83d"``, is valid JSON but no text: it becomes a question mark."""
-    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+        yield (
+            f"line {line}",
+            {key: encodable(value) if isinstance(value, str) else value for key, value in record.items()},
+        )
 
 
 def _caption(place: str, record: Mapping[str, Any]) -> str | None:

@@ -74,12 +74,13 @@ def find(data: Path, out: Path, settings: Settings, engine: Engine, against: Pat
     work = Work(out, settings, engine)
     source = work.sign(data, "data")
     other = None if against is None else work.sign(against, "against")
-    for one in (source, *((other,) if other else ())):
-        if not len(Signatures.of(one.tables)):
+    signed = []
+    for one in (*((other,) if other else ()), source):
+        signed.append(Signatures.of(one.tables))
+        if not len(signed[-1]):
             first = f" ({one.rejected[0].source}: {one.rejected[0].reason})" if one.rejected else ""
             raise UserError(f"{one.data}: holds no usable image{first}")
-    tables = (*(other.tables if other else ()), *source.tables)
-    search = _Search(work, source, other, Signatures.of(tables))
+    search = _Search(work, source, other, Signatures.joined(signed), signed[-1])
     return search.outcome()
 
 
@@ -106,12 +107,13 @@ class _Hashes:
 
 @dataclass(frozen=True)
 class _Search:
-    """One run over all signatures; the other set's rows come first."""
+    """One run over all signatures: the other set's, if there is one, then those of the data set itself, ``mine``."""
 
     work: Work
     source: Source
     other: Source | None
     signatures: Signatures
+    mine: Signatures
 
     @property
     def settings(self) -> Settings:
@@ -124,8 +126,7 @@ class _Search:
     @cached_property
     def own(self) -> Mask:
         """bool [n]: which rows are of the data set itself."""
-        first = int(self.signatures.starts[len(self.other.tables)]) if self.other else 0
-        return np.arange(len(self.signatures)) >= first
+        return np.arange(len(self.signatures)) >= len(self.signatures) - len(self.mine)
 
     def outcome(self) -> Outcome:
         """Search, group, count."""
@@ -275,7 +276,7 @@ class _Search:
 
     def _ids(self) -> pa.ChunkedArray:
         """The data set's ids, sorted."""
-        ids = Signatures.of(self.source.tables).column("id")
+        ids = self.mine.column("id")
         return ids.take(pc.sort_indices(ids))
 
     def _given(self, ids: pa.ChunkedArray) -> dict[str, dict[str, int]]:

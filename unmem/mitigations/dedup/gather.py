@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,11 @@ class Signatures:
     def of(cls, paths: Sequence[Path]) -> Signatures:
         """The tables at these paths, in this order."""
         return cls(tuple(paths), tuple(pq.read_metadata(path).num_rows for path in paths))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Signatures]) -> Signatures:
+        """The tables of several, one after the other."""
+        return cls(tuple(chain(*(part.paths for part in parts))), tuple(chain(*(part.lengths for part in parts))))
 
     def __len__(self) -> int:
         return sum(self.lengths)

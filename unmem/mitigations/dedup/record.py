@@ -9,8 +9,8 @@ from typing import Any
 
 from unmem.component import UserError
 from unmem.mitigations.dedup.sources.listing import stamp_of
-from unmem.mitigations.dedup.sources.records import printable
 from unmem.rundir import PARTIAL, digest, read_json, write_json
+from unmem.train.text import printable
 
 
 class Record:

@@ -119,9 +119,8 @@ class _Columns:
         if isinstance(image, str):
             self.rejected.append(Rejected(item.id, image))
             return
-        texts = [_encodable(text) for text in item.captions]
-        keys = [_key(captions.normalise(text).encode()) for text in texts]
-        row = {"id": item.id, "bytes_key": key, "captions": texts, "caption_keys": keys, **image}
+        keys = [_key(captions.normalise(text).encode()) for text in item.captions]
+        row = {"id": item.id, "bytes_key": key, "captions": item.captions, "caption_keys": keys, **image}
         for name, values in self.rows.items():
             values.append(row.get(name))
 
@@ -236,8 +235,3 @@ def _pixels_key(opened: Opened) -> bytes:
 def _key(data: bytes) -> bytes:
     """Half a SHA-256."""
     return hashlib.sha256(data).digest()[:16]
-
-
-def _encodable(text: str) -> str:
-    """The text with lone surrogates, which no file can hold, as question marks."""
-    return text.encode(errors="replace").decode()

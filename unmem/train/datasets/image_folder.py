@@ -13,6 +13,7 @@ from unmem.train.datasets._labels import number
 from unmem.train.datasets._stream import decode_all
 from unmem.train.imageset import ImageSet, Rejected
 from unmem.train.metadata import NAMES, Row, read_metadata
+from unmem.train.text import printable
 
 
 @component
@@ -51,8 +52,8 @@ class ImageFolder:
         """
         files = files_below(self.path)
         rows = read_metadata(files)
-        images = {name: path for name, path in files.items() if not _beside(name) and _printable(name) == name}
-        rejected = [Rejected(_printable(name), "its name is not UTF-8") for name in files if _printable(name) != name]
+        images = {name: path for name, path in files.items() if not _beside(name) and printable(name) == name}
+        rejected = [Rejected(printable(name), "its name is not UTF-8") for name in files if printable(name) != name]
         rejected += [
             Rejected(name, f"{row.place} names it, but there is no such image")
             for name, row in rows.items()
@@ -81,11 +82,6 @@ def _beside(name: str) -> bool:
     """Whether a file goes with images rather than being one."""
     path = PurePosixPath(name)
     return path.suffix.lower() in (".txt", ".json") or path.name in NAMES
-
-
-def _printable(name: str) -> str:
-    """A file's name as valid text; the bytes that are not UTF-8 are spelt out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _captions(images: Mapping[str, Path], rows: Mapping[str, Row], files: Mapping[str, Path]) -> list[str] | None:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from unmem.component import UserError
-from unmem.mitigations.dedup.sources.records import printable, unusable
+from unmem.mitigations.dedup.sources.records import unusable
 from unmem.train.imageset import Rejected
+from unmem.train.text import printable
 
 Listing = dict[str, tuple[int, int]]
 _Inode = tuple[int, int]

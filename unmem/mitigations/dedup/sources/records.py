@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from unmem.train.imageset import Rejected
+from unmem.train.text import encodable
 
 CAPTIONS = ("text", "caption", "txt", "TEXT", "captions", "texts", "prompt", "alt_text", "description")
 MAX_TEXT = 1 << 24  # bytes of a side file: more is no caption
@@ -62,25 +63,15 @@ def unusable(name: str) -> str | None:
     return None if "".join(name.splitlines()) == name else "its name holds a line break"
 
 
-def printable(name: str) -> str:
-    """A name as valid text; bytes that are not UTF-8 are spelt out."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _captions(record: Record, fields: tuple[str, ...]) -> tuple[str, ...]:
     """The texts in the first of the fields that holds any; a text is one caption, a list holds several."""
     for field in fields:
         value = record.get(field)
         texts = value if isinstance(value, list) else [value]
-        captions = tuple(_clean(text) for text in texts if isinstance(text, str) and text.strip())
+        captions = tuple(encodable(text.strip()) for text in texts if isinstance(text, str) and text.strip())
         if captions:
             return captions
     return ()
-
-
-def _clean(text: str) -> str:
-    r"""Without blanks at the ends; half an emoji, such as ``"\ud83d"`` in JSON, becomes a question mark."""
-    return text.strip().encode(errors="replace").decode()
 
 
 def _sha256(record: Record) -> str | None:

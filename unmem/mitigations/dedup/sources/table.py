@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from unmem.mitigations.dedup.sources.batches import opened
 from unmem.mitigations.dedup.sources.listing import Listing
-from unmem.mitigations.dedup.sources.records import caption_field, describe, printable, unusable
+from unmem.mitigations.dedup.sources.records import caption_field, describe, unusable
 from unmem.mitigations.dedup.sources.shard import Item, Shard
 from unmem.train.imageset import Rejected
+from unmem.train.text import printable
 
 IMAGES = ("image", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 KEYS = ("key", "__key__")

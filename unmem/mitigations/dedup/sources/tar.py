@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from unmem.mitigations.dedup.sources.records import CAPTIONS, MAX_TEXT, Record, describe, parse, printable, unusable
+from unmem.mitigations.dedup.sources.records import CAPTIONS, MAX_TEXT, Record, describe, parse, unusable
 from unmem.mitigations.dedup.sources.shard import Item, Shard
 from unmem.train.imageset import Rejected
+from unmem.train.text import printable
 
 IMAGES = frozenset(
     "avif bmp gif ico img image jfif jp2 jpe jpeg jpg mpo pbm pgm png pnm ppm tif tiff webp".split()  # noqa: SIM905
