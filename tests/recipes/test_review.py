@@ -10,7 +10,9 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -385,31 +387,61 @@ URL.createObjectURL = (blob) => { files.push(blob); return "#"; };
   result.said = byId("message").textContent;
   result.counter = byId("bar").querySelector("span").textContent;
   result.third = exported();
-  const bytes = new TextEncoder().encode(JSON.stringify(result));
-  document.title = "result:" + btoa(String.fromCharCode(...bytes));
-})();
+})().catch((error) => result.errors.push(String(error)))
+    .finally(() => fetch("ADDRESS", { method: "POST", mode: "no-cors", body: JSON.stringify(result) }));
 """
+
+
+class Server(HTTPServer):
+    """Takes what the driver reports when it is done: no clock, virtual or real, says when a browser has finished."""
+
+    report: bytes | None = None
+
+
+class Listener(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Server)
+        self.server.report = self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def drive(text: str, folder: Path) -> dict[str, Any]:
+    """What the driver reports of the page, opened as a file in headless Chromium."""
+    assert BROWSER is not None
+    with Server(("127.0.0.1", 0), Listener) as server:
+        server.timeout = 0.2
+        address = f"http://127.0.0.1:{server.server_port}"
+        script = DRIVER.replace("ADDRESS", f"{address}/result")
+        hashed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        driven = text.replace("script-src '", f"connect-src {address}; script-src 'sha256-{hashed}' '")
+        driven = driven.replace("</body>", f"<script>{script}</script></body>")
+        (folder / "driven.html").write_text(driven, encoding="utf-8", newline="")
+        command = [
+            BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            f"--user-data-dir={folder / 'profile'}", (folder / "driven.html").as_uri(),
+        ]  # fmt: skip
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            deadline = time.monotonic() + 120
+            while server.report is None and browser.poll() is None and time.monotonic() < deadline:
+                server.handle_request()
+        finally:
+            browser.terminate()
+            status = browser.wait()
+        if server.report is None and status > 0:
+            pytest.skip("Chromium does not start here")
+        assert server.report, "the page has not reported within two minutes"
+        return json.loads(server.report)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="needs Chromium")
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
     text, _ = page(hostile(), tmp_path)
-    hashed = base64.b64encode(hashlib.sha256(DRIVER.encode()).digest()).decode()
-    driven = text.replace("script-src '", f"script-src 'sha256-{hashed}' '").replace(
-        "</body>", f"<script>{DRIVER}</script></body>"
-    )
-    (tmp_path / "driven.html").write_text(driven, encoding="utf-8", newline="")
-    assert BROWSER is not None
-    command = [
-        BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-        "--virtual-time-budget=4000", "--dump-dom", (tmp_path / "driven.html").as_uri(),
-    ]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60).stdout
-    if "<title>" not in dom:
-        pytest.skip("Chromium does not start here")
-    title = re.search(r"<title>result:([^<]*)</title>", dom)
-    assert title, re.findall(r"<title>.*?</title>", dom)
-    result = json.loads(base64.b64decode(title[1]))
+    result = drive(text, tmp_path)
     assert result["errors"] == []
     names = [*HOSTILE[:2], HOSTILE[4]]
     expected = {(name, f"kept {name}"): accepted for name, accepted in zip(names, (True, False, False), strict=True)}
