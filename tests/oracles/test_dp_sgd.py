@@ -16,10 +16,10 @@ from scipy import stats
 from torch import nn
 
 from unmem.component import UserError
+from unmem.mitigations.dp.plan import DPPlan
+from unmem.mitigations.dp.update import Hooks, PrivateUpdate
 from unmem.mitigations.dp_sgd import DPSGD
 from unmem.mitigations.dp_sgd import _secret as secret
-from unmem.mitigations.dp_update import Hooks, PrivateUpdate
-from unmem.mitigations.privacy import DPPlan
 from unmem.train.config import Train
 from unmem.train.diffusion import Diffusion, make_scheduler
 from unmem.train.imageset import ImageSet

@@ -53,8 +53,8 @@ class DPSGD:
         """
         from accelerate import PartialState
 
-        from unmem.mitigations.dp_update import PrivateUpdate
-        from unmem.mitigations.privacy import DPPlan
+        from unmem.mitigations.dp.plan import DPPlan
+        from unmem.mitigations.dp.update import PrivateUpdate
 
         batch = self.batch or train.batch
         plan = DPPlan.calibrate(

@@ -30,6 +30,7 @@ from unmem.train.imageset import ImageSet
 from unmem.train.models.unet import UNet
 from unmem.train.update import UpdateRule
 
+REHEARSED = 64  # made-up images at most
 LOGGED_ROWS = 200  # rows of metrics.jsonl over a whole run: a curve, not a burden
 
 
@@ -103,8 +104,13 @@ def train(
     modules: dict[str, nn.Module] = {"model": network, "ema": averaged}
     step = _resume(file, modules, optimizer, key)
     log = _Log(directory / "metrics.jsonl", step, accelerator)
+    null = num_classes if model_spec.conditioning == "class" else None
     diffusion = Diffusion.of(scheduler, accelerator.device)
     every, saved = max(1, rule.steps // LOGGED_ROWS), time.monotonic()
+    if step < rule.steps:
+        made_up = _made_up(data, rule.batch)
+        trial = _Draw(made_up, np.arange(len(made_up)), config, null, rule, 0)
+        rule.rehearse(len(made_up), partial(trial.losses, diffusion, forward, accelerator))
     with progress.track("train", rule.steps * rule.batch, start=step * rule.batch) as advance:
         while step < rule.steps:
             lr = rule.lr * _rate(step / rule.steps, config)
@@ -112,8 +118,7 @@ def train(
                 group["lr"] = lr
             torch.manual_seed(derive(rule.seed, "dropout", step, accelerator.process_index))
             positions = rule.positions(step)
-            draw = _Draw(data, positions, config, num_classes if model_spec.conditioning == "class" else None)
-            draw.randomise(rule.seed, step, accelerator.device)
+            draw = _Draw(data, positions, config, null, rule, step)
             part = rule.update(step, len(positions), partial(draw.losses, diffusion, forward, accelerator))
             step += 1
             with torch.no_grad():  # warming up, so that a short run is not an average over its start
@@ -140,33 +145,69 @@ def train(
     accelerator.wait_for_everyone()
 
 
+def _made_up(data: ImageSet, batch: int) -> ImageSet:
+    """Noise of the data's shape with random labels: what a rule rehearses on, since the data may be private."""
+    random, size = np.random.default_rng(0), min(batch, REHEARSED)
+    labels = None if data.labels is None else random.integers(max(len(data.label_names), 1), size=size)
+    images = random.integers(256, size=(size, *data.shape), dtype=np.uint8)
+    return ImageSet.of(images, [f"made up {i}" for i in range(size)], labels, data.label_names)
+
+
 class _Draw:
-    """One step's global batch with its randomness; each process computes the losses of its own slots."""
+    """One step's global batch with its randomness; each process computes the losses of its own slots.
 
-    def __init__(self, data: ImageSet, positions: np.ndarray, config: Train, num_classes: int | None) -> None:
+    Noise is drawn for blocks of slots, each from a generator of its own, so that it depends neither on how slots are
+    shared out nor, in memory, on the size of the batch.
+    """
+
+    BLOCK = 64
+
+    def __init__(
+        self, data: ImageSet, positions: np.ndarray, config: Train, num_classes: int | None, rule: UpdateRule, step: int
+    ) -> None:
         self.data, self.positions, self.config, self.num_classes = data, positions, config, num_classes
-
-    def randomise(self, seed: int, step: int, device: torch.device) -> None:
-        """Draw for all slots on every process, so that the result does not depend on how they are shared out."""
-        generator = torch_stream(seed, "loss", step, device=device)
-        size, (height, width, channels) = len(self.positions), self.data.shape
-        self.t = torch.randint(self.config.timesteps, (size,), generator=generator, device=device)
-        self.eps = torch.randn((size, channels, height, width), generator=generator, device=device)
-        self.flips = torch.rand(size, generator=generator, device=device) < 0.5
-        self.dropped = torch.rand(size, generator=generator, device=device) < self.config.label_dropout
+        self.seed, self.step, self.multiplicity = rule.seed, step, rule.multiplicity
+        self._block: tuple[int, tuple[Tensor, ...]] = (-1, ())
 
     def losses(self, diffusion: Diffusion, model: nn.Module, accelerator: Any, slots: np.ndarray) -> Tensor:
-        """Un-reduced losses, float32 [len(slots)]."""
-        mine, where = self.positions[slots], torch.from_numpy(slots).to(self.t.device)
-        x0 = to_model(self.data.images(mine), self.t.device)
+        """Un-reduced losses, float32 [len(slots)], each the mean over its image's draws.
+
+        The model sees an image's draws one after the other: row r belongs to slot r // multiplicity.
+        """
+        device = accelerator.device
+        t, eps, flips, dropped = self._drawn(slots, device)
+        mine = self.positions[slots]
+        x0 = to_model(self.data.images(mine), device).repeat_interleave(self.multiplicity, 0)
         if self.config.flip:
-            x0 = torch.where(self.flips[where].view(-1, 1, 1, 1), x0.flip(-1), x0)
+            x0 = torch.where(flips.view(-1, 1, 1, 1), x0.flip(-1), x0)
         labels = None
         if self.num_classes is not None and self.data.labels is not None:
-            labels = torch.from_numpy(self.data.labels[mine]).to(x0.device)
-            labels = torch.where(self.dropped[where], self.num_classes, labels)
+            labels = torch.from_numpy(self.data.labels[mine]).to(device).repeat_interleave(self.multiplicity)
+            labels = torch.where(dropped, self.num_classes, labels)
         with accelerator.autocast():
-            return diffusion.losses(model, x0, self.t[where], self.eps[where], labels)
+            each = diffusion.losses(model, x0, t, eps, labels)
+        return each if self.multiplicity == 1 else each.view(-1, self.multiplicity).mean(1)
+
+    def _drawn(self, slots: np.ndarray, device: torch.device) -> list[Tensor]:
+        """Timesteps, noise, flips and dropped labels of these slots' draws, one row a draw."""
+        found: list[tuple[Tensor, ...]] = []
+        for block in np.unique(slots // self.BLOCK).tolist() or [0]:  # an empty chunk has shapes, too
+            inside = torch.from_numpy(slots[slots // self.BLOCK == block] - block * self.BLOCK).to(device)
+            found.append(tuple(part[inside].flatten(0, 1) for part in self._drawn_block(block, device)))
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _drawn_block(self, block: int, device: torch.device) -> tuple[Tensor, ...]:
+        """The randomness of one block of slots, [slots, multiplicity, ...]; the last one is kept for the next chunk."""
+        if self._block[0] != block:
+            generator = torch_stream(self.seed, "loss", self.step, *([block] if block else []), device=device)
+            size = min(self.BLOCK, len(self.positions) - block * self.BLOCK), self.multiplicity
+            height, width, channels = self.data.shape
+            t = torch.randint(self.config.timesteps, size, generator=generator, device=device)
+            eps = torch.randn((*size, channels, height, width), generator=generator, device=device)
+            flips = torch.rand(size, generator=generator, device=device) < 0.5
+            dropped = torch.rand(size, generator=generator, device=device) < self.config.label_dropout
+            self._block = block, (t, eps, flips, dropped)
+        return self._block[1]
 
 
 class _Log:

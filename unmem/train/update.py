@@ -27,15 +27,20 @@ class UpdateRule(Protocol):
         batch: images an update (the expectation, where the sampler is random).
         lr: peak learning rate.
         seed: seed of the losses' randomness (timesteps, noise, flips).
+        multiplicity: K, the draws of timestep, noise and flip over which an image's loss is averaged.
     """
 
     steps: int
     batch: int
     lr: float
     seed: int
+    multiplicity: int
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
         """Take hold of the model before the first step; returns the module whose forward the losses use."""
+
+    def rehearse(self, size: int, losses: Losses) -> None:
+        """Before the first step of a process: try anything on the losses of ``size`` made-up images; change nothing."""
 
     def positions(self, step: int) -> np.ndarray:
         """int64: the images of the step's global batch, the same on every process."""
@@ -56,7 +61,7 @@ class Plain:
     def __init__(self, n: int, config: Train, seed: int) -> None:
         """Args: the number of training images, the recipe's settings, the experiment's seed."""
         self.n, self.batch, self.lr, self.seed = n, config.batch, config.lr, seed
-        self.steps = -(-config.images // config.batch)
+        self.steps, self.multiplicity = -(-config.images // config.batch), 1
         self._config = config
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
@@ -66,6 +71,9 @@ class Plain:
         prepared: nn.Module = accelerator.prepare_model(model)
         self._model = prepared
         return prepared
+
+    def rehearse(self, size: int, losses: Losses) -> None:
+        """Nothing to try."""
 
     def positions(self, step: int) -> np.ndarray:
         """The step's window on an endless row of shuffled epochs."""

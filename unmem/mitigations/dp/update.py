@@ -16,7 +16,7 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from unmem.mitigations.privacy import DPPlan
+from unmem.mitigations.dp.plan import DPPlan
 from unmem.rng import derive, torch_stream
 from unmem.train.update import Losses, shares
 
@@ -47,7 +47,7 @@ class PrivateUpdate:
         self.steps, self.batch = plan.steps, plan.expected_batch
         # A loss's noise must not tell which other images were drawn, so it comes from the secret too
         self.seed = derive(secret, "losses")
-        self._physical_batch = physical_batch
+        self._physical_batch, self.multiplicity = physical_batch, 1
         self.skipped = 0
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
@@ -62,6 +62,9 @@ class PrivateUpdate:
             loss_reduction="sum",
         )
         return model
+
+    def rehearse(self, size: int, losses: Losses) -> None:
+        """Nothing to try."""
 
     def positions(self, step: int) -> np.ndarray:
         """The step's Poisson batch, drawn by every process alike from the common secret; it may be empty."""
