@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
 
 import pydantic
 from pydantic import Field
@@ -149,8 +149,10 @@ def validate(cls: type[T], options: Any, path: str, problems: list[Problem], bes
     try:
         return pydantic.TypeAdapter(cls).validate_python(dict(options))
     except pydantic.ValidationError as error:
-        known = [*field_names(cls), *beside]
-        problems.extend(_explain(known, detail, path) for detail in error.errors())
+        for detail in error.errors():
+            owner = _owner(cls, detail["loc"][:-1])
+            known = [*field_names(owner), *(beside if owner is cls else ())]
+            problems.append(_explain(known, detail, path))
         return None
 
 
@@ -163,6 +165,15 @@ def dump(value: Any) -> dict[str, Any]:
 def field_names(cls: type[Any]) -> list[str]:
     """The names that a component's configuration may use."""
     return list(getattr(cls, "__dataclass_fields__", {}))
+
+
+def _owner(cls: type[Any], place: Iterable[Any]) -> type[Any]:
+    """The component at a place within ``cls``: the last on the way there."""
+    for name in place:
+        found = getattr(cls, "__pydantic_fields__", {}).get(name)
+        hint = None if found is None else found.annotation
+        cls = next((part for part in (hint, *get_args(hint)) if hasattr(part, "__dataclass_fields__")), cls)
+    return cls
 
 
 def _explain(known: list[str], detail: Any, path: str) -> Problem:

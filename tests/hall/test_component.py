@@ -32,6 +32,8 @@ def test_what_is_wrong_is_said_with_place_value_and_what_is_allowed() -> None:
     assert bound == "here: max_distance must be at most bits (64), got 65"
     (neither,) = problems_of(mitigations, {"kind": "near_duplicates", "max_distance": "ten"})
     assert neither == "here.max_distance: must be a number of bits, or 'auto'; got 'ten'"
+    (nested,) = problems_of(mitigations, {"kind": "dp_sgd", "epsilon": 1, "delta": 0.1, "warmup": {"centrl": 3}})
+    assert nested.startswith("here.warmup.centrl: unknown field, did you mean 'central'?; have central, sample, noise")
     missing = problems_of(mitigations, {"kind": "dp_sgd"})
     assert missing == ["here.epsilon: is required", "here.delta: is required"]
     (shape,) = problems_of(mitigations, ["near_duplicates"])

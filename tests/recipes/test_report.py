@@ -15,6 +15,7 @@ import pytest
 from unmem.component import UserError
 from unmem.recipes.report import render, table
 from unmem.recipes.tables import counts, interval, number, plain
+from unmem.recipes.verdict import verdict
 from unmem.rundir import write_json
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
@@ -91,6 +92,18 @@ SPENT = {
     "sampling": "Poisson", "sample_rate": 0.32, "noise_multiplier": 3.10059, "clip": 1.0, "steps": 500,
     "holds_for": "the 800 images that near_duplicates left", "not_covered": ["the loss curve"], "void": None,
     "groups": [{"copies": 32, "epsilon": 319.8, "delta": None}],
+}  # fmt: skip
+LAID_OUT = {
+    "checks": {"accountant": "PLD (dp-accounting 0.6.0)", "pld_epsilon": 9.98520001, "agrees": True},
+    "without_amplification": 56.6283, "replace_one": 22.6293, "tuning": {"runs": 10, "epsilon": 45.5759},
+    "queries": [
+        {"name": "central images", "noise_multiplier": 5.0, "sample_rate": 0.1, "steps": 50},
+        {"name": "training", "noise_multiplier": 3.10059, "sample_rate": 0.32, "steps": 500},
+    ],
+    "self_check": {
+        "passed": True, "engine": "bookkeeping", "cases": ["norms", "sums"],
+        "worst": {"layer": "down_blocks.0.conv", "error": 3.61e-7},
+    },
 }  # fmt: skip
 
 
@@ -200,6 +213,36 @@ def test_statement_shows_whatever_was_recorded(tmp_path, comparison):
     for content in rendered(write(tmp_path, comparison)):
         for expected in ("examples without gradient", "nothing listed", "none", "inner key", "0.25"):
             assert expected in content
+
+
+def test_epsilon_stands_beside_what_it_would_be_otherwise(tmp_path, comparison):
+    comparison["arms"]["dp"]["privacy"] = SPENT | LAID_OUT
+    page, text = (html.unescape(content) for content in rendered(write(tmp_path, comparison)))
+    for expected in (
+        "9.98521", "PLD (dp-accounting 0.6.0); agrees", "56.6283", "22.6293", "45.5759", "all 10 runs",
+        "central images", "check of the clipping before training: passed (bookkeeping; 2 cases; largest relative error",
+        "3.6e-07 in down_blocks.0.conv)",
+    ):  # fmt: skip
+        assert expected in page
+        assert expected in text
+    assert "| training | 3.10059 | 0.32 | 500 |" in text
+    assert "| as stated | 9.9943 | PRV; add or remove one, Poisson batches that stay secret |" in text
+    comparison["arms"]["dp"]["privacy"] |= {"tuning": None}
+    assert all("with tuning" not in content for content in rendered(write(tmp_path, comparison)))
+
+
+def test_doubts_about_an_epsilon_are_cautions_of_the_verdict(comparison):
+    data = comparison["data"] | {"planted": 0}
+    for changes, expected in (
+        ({}, []),
+        ({"self_check": None}, []),
+        ({"checks": LAID_OUT["checks"] | {"agrees": False}}, ["for dp two accountants differ", "epsilon 9.99"]),
+        ({"self_check": LAID_OUT["self_check"] | {"passed": False}}, ["for dp the clipping of gradients failed"]),
+    ):
+        dp = comparison["arms"]["dp"] | {"privacy": SPENT | LAID_OUT | changes, "attacks": {}}
+        text = " ".join(verdict(comparison | {"arms": {"dp": dp}, "data": data}))
+        assert ("Caution" in text) is bool(expected)
+        assert all(words in text for words in expected)
 
 
 def test_epsilon_is_rounded_up_wherever_it_is_shown(tmp_path, comparison):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from unmem.component import Positive, PositiveFloat, UserError, component
+from unmem.component import Positive, PositiveFloat, component
+from unmem.mitigations.dp.warmup import Warmup
 from unmem.train.config import Train
 from unmem.train.imageset import ImageSet
 
@@ -23,13 +21,19 @@ class DPSGD:
     """DP-SGD (Abadi et al. 2016): Poisson batches, per-image clipping, Gaussian noise calibrated to epsilon.
 
     Attributes:
-        epsilon: the target; the noise is the least whose PRV epsilon stays below.
+        epsilon: the target, for all private queries together; the noise is the least whose PRV epsilon stays below.
         delta: at most 1/n for n training images.
         clip: L2 bound of one image's gradient.
         batch: expected images a batch; ``train.batch`` when unset. Larger is better, up to n.
         images: training images in all, in expectation; ``train.images`` when unset.
         lr: peak learning rate; ``train.lr`` when unset.
-        physical_batch: most images whose gradients a process holds at once; memory, not privacy.
+        noise_multiplicity: K, draws of timestep, noise and flip over which an image's gradient is averaged before it is
+            clipped (Dockhorn et al. 2023, arXiv 2210.09929); costs time, not privacy.
+        physical_batch: most rows of the network (images times draws) that a process holds at once; memory, not privacy.
+        engine: how clipped per-image gradients are computed; ``auto`` takes what suits the network.
+        warmup: plain training on noisy central images before DP-SGD, paid from the same epsilon; none when unset.
+        tuning_runs: how many runs on this data, this one included, were tried to choose the settings; stated, with
+            what they spend together, in the report.
         known_seed: for debugging: makes the run reproducible and its guarantee void, which the report says.
     """
 
@@ -39,7 +43,11 @@ class DPSGD:
     batch: Positive | None = None
     images: Positive | None = None
     lr: PositiveFloat | None = None
+    noise_multiplicity: Positive = 1
     physical_batch: Positive = 256
+    engine: Literal["auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch"] = "auto"
+    warmup: Warmup | None = None
+    tuning_runs: Positive | None = None
     known_seed: int | None = None
 
     def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path) -> UpdateRule:
@@ -49,10 +57,12 @@ class DPSGD:
             data: the training set, after the arm's data mitigations.
             train: the recipe's settings, used where this component sets none.
             holds_for: the data set that the guarantee is about, in words.
-            state: the trainer's resumable state; the secret lies there until training ends.
+            state: the trainer's resumable state; the secret lies there until training ends, and ``budget.json``
+                beside it.
         """
         from accelerate import PartialState
 
+        from unmem.mitigations.dp import budget
         from unmem.mitigations.dp.plan import DPPlan
         from unmem.mitigations.dp.update import PrivateUpdate
 
@@ -64,38 +74,19 @@ class DPSGD:
             expected_batch=batch,
             steps=-(-(self.images or train.images) // batch),
             clip=self.clip,
+            before=self.warmup.queries if self.warmup else (),
+            tuning_runs=self.tuning_runs,
         )
-        secret = self.known_seed
-        if secret is None:
-            with PartialState().main_process_first():  # the others read what the first has written
-                secret = _secret(state / "secret.json")
+        with PartialState().main_process_first():  # the others read what the first has written
+            secret = budget.begin(plan, data, state, self.known_seed)
         return PrivateUpdate(
             plan,
             secret=secret,
             lr=self.lr or train.lr,
             physical_batch=self.physical_batch,
+            multiplicity=self.noise_multiplicity,
+            engine=self.engine,
+            warmup=self.warmup.prepare(data, train, secret) if self.warmup else None,
             holds_for=holds_for,
             void=None if self.known_seed is None else "privacy_void: seed known",
         )
-
-
-def _secret(file: Path) -> int:
-    """The randomness of batches and noise: from the system, never from the recipe; kept only to resume.
-
-    A resumed run draws the very batches and noise again that it had drawn, so that nothing is released twice.
-    """
-    if file.exists():
-        try:
-            return int(json.loads(file.read_text())["secret"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file}: damaged ({error}); remove the state folder to train this arm again") from None
-    file.parent.mkdir(parents=True, exist_ok=True)
-    secret = secrets.randbits(128)
-    partial = file.with_suffix(".partial")
-    partial.unlink(missing_ok=True)
-    with os.fdopen(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as out:
-        json.dump({"secret": str(secret)}, out)
-        out.flush()
-        os.fsync(out.fileno())
-    partial.replace(file)
-    return secret

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from unmem.component import UserError
 from unmem.recipes.figures import figures, style_of
+from unmem.recipes.statement import laid_out
 from unmem.recipes.tables import NOTHING, cell, counts, epsilon, number, of_arms, of_controls, plain, seconds, title
 from unmem.rundir import read_json, write_text
 
@@ -171,7 +172,7 @@ def _view(run: Run, redacted: bool) -> dict[str, Any]:
         "extracted": _extracted(run),
         "samples": {arm: gallery["samples"] for arm, gallery in run.galleries.items() if gallery["samples"]},
         "dropped": _dropped(run),
-        "private": {arm: found["privacy"] for arm, found in comparison["arms"].items() if found["privacy"]},
+        "private": {arm: laid_out(found["privacy"]) for arm, found in comparison["arms"].items() if found["privacy"]},
         "quarantine": run.quarantine,
         "reasons": Counter(entry["reason"] for entry in run.quarantine).most_common(),
         "provenance": run.provenance,

@@ -60,6 +60,21 @@ def _group(spent: dict[str, Any], k: int) -> str:
     return f"for which epsilon {_upward(k * spent['epsilon'])} at delta {math.exp(exponent):.1g} is proven"
 
 
+def _doubts(name: str, spent: dict[str, Any]) -> list[str]:
+    """What speaks against an epsilon, by the run's own checks."""
+    doubts = []
+    if not (checks := spent.get("checks", {"agrees": True}))["agrees"]:
+        doubts.append(
+            f"Caution: for {name} two accountants differ by more than they should ({checks['accountant']} says "
+            f"epsilon {_upward(checks['pld_epsilon'])}); the larger epsilon is stated."
+        )
+    if not (spent.get("self_check") or {"passed": True})["passed"]:
+        doubts.append(
+            f"Caution: for {name} the clipping of gradients failed its check before training; its epsilon may not hold."
+        )
+    return doubts
+
+
 def _upward(epsilon: float) -> str:
     """An upper bound, rounded up."""
     return f"{math.ceil(100 * epsilon) / 100:.2f}".rstrip("0").rstrip(".")
@@ -69,6 +84,7 @@ def _cautions(comparison: dict[str, Any]) -> list[str]:
     """What a reader must know before believing the above."""
     cautions = []
     for name, arm in comparison["arms"].items():
+        cautions += _doubts(name, arm["privacy"] or {})
         for attack in arm["attacks"].values():
             figures = attack["estimates"]
             if attack["kind"] == "blind" and figures["auc"]["low"] > 0.5 and figures["auc"]["value"] > GUESSABLE:
