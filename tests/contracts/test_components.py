@@ -25,6 +25,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "npz": {"path": "somewhere.npz"},
     "huggingface": {"path": "somewhere"},
     "unet": {"channels": [8, 16]},
+    "pretrained": {"init_from": "somewhere", "public_data": "digits"},
     "embedding_duplicates": {"model": "tests.oracles.test_duplicates:mean_colour"},
     "dp_sgd": {"epsilon": 8.0, "delta": 1e-5},
     "generate_and_filter": {"samples": 40},

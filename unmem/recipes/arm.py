@@ -70,9 +70,10 @@ class Arm:
         on_data = [p for p, part in zip(self.mitigations, self._parts, strict=True) if hasattr(part, "apply")]
         on_training = [p for p, part in zip(self.mitigations, self._parts, strict=True) if hasattr(part, "update_rule")]
         data = self._stage("data", upstream=self.upstream, seed=seed, mitigations=on_data)
-        train = self._stage(
-            "train", upstream=data.key, seed=seed, model=plain["model"], train=plain["train"], rule=on_training
-        )
+        inputs = {"upstream": data.key, "seed": seed, "model": plain["model"], "train": plain["train"]}
+        if hasattr(self.recipe.model, "fingerprint"):  # it starts from files, which the recipe only names
+            inputs["initial"] = self.recipe.model.fingerprint()
+        train = self._stage("train", **inputs, rule=on_training)
         count = self.recipe.samples
         samples = self._stage("samples", upstream=train.key, seed=seed, sampling=plain["sampling"], count=count)
         chain = {"data": data, "train": train, "samples": samples}

@@ -34,6 +34,12 @@ class Diffusion:
         """Read schedule and prediction type from a diffusers scheduler, so that they are never declared twice."""
         return cls(scheduler.alphas_cumprod.to(device, torch.float32), scheduler.config.prediction_type)
 
+    @property
+    def sigmas(self) -> Tensor:
+        """float64 [T], sqrt((1 - alpha_bar_t) / alpha_bar_t): noise relative to an image that is not scaled down."""
+        alpha_bar = self.alphas_cumprod.double()
+        return ((1 - alpha_bar) / alpha_bar).sqrt()
+
     def noised(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """x_t [b, c, h, w] for x0 in [-1, 1], t int64 [b], eps ~ N(0, I)."""
         signal, noise = self._scales(t)

@@ -1,16 +1,19 @@
 """Samples that depend on their number alone: sample k is the same image at any batch size, on any process.
 
-Both samplers are deterministic given the initial noise (DDIM with eta = 0, Song et al. 2021; DPM-Solver++, Lu et al.
-2022), which is drawn from a generator of its own for each sample.
+Each sample has a generator of its own, and its initial noise is the first draw. Stochastic samplers (DDIM with eta > 0,
+Song et al. 2021; Euler and Heun with churn, Karras et al. 2022) draw on; the others (DDIM with eta = 0; DPM-Solver++,
+Lu et al. 2022) are deterministic given the initial noise.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from unmem import progress
 from unmem.component import UserError
@@ -18,6 +21,7 @@ from unmem.rng import torch_stream
 from unmem.rundir import atomic
 from unmem.train.config import Sampling
 from unmem.train.diffusion import to_images
+from unmem.train.karras import Predict, by_levels
 
 PART = 1024  # samples a file: what a killed run has to draw again
 
@@ -38,18 +42,19 @@ def sample(pipeline: Any, config: Sampling, numbers: np.ndarray, seed: int, devi
     unet = pipeline.unet.to(device).eval()
     num_classes = null_class(unet)
     height, width = image_size(unet)
-    scheduler = _scheduler(pipeline.scheduler, config)
+    shape = unet.config.in_channels, height, width
+    denoise = partial(by_levels if config.scheduler in ("euler", "heun") else _by_diffusers, pipeline.scheduler)
     drawn = []
     for start in range(0, len(numbers), config.batch):
         chunk = numbers[start : start + config.batch].tolist()
-        noise = [
-            torch.randn((unet.config.in_channels, height, width), generator=torch_stream(seed, "sample", k))
-            for k in chunk
-        ]
+        generators = [torch_stream(seed, "sample", k) for k in chunk]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         labels = None
         if num_classes is not None:
             labels = torch.tensor([k % num_classes for k in chunk], device=device)
-        drawn.append(_denoise(unet, scheduler, torch.stack(noise).to(device), labels, config))
+        predict = partial(_predict, unet, labels, config.guidance)
+        with torch.no_grad():
+            drawn.append(to_images(denoise(predict, noise.to(device), generators, config)))
     return np.concatenate(drawn)
 
 
@@ -105,31 +110,34 @@ def image_size(unet: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
-def _scheduler(trained: Any, config: Sampling) -> Any:
-    """The sampler over the schedule that the model was trained with."""
+def _predict(unet: Any, labels: Tensor | None, guidance: float, x: Tensor, t: Tensor) -> Tensor:
+    """The network's prediction at x_t [n, c, h, w], guided where that is asked for."""
+    predicted: Tensor = unet(x, t, class_labels=labels).sample
+    if labels is None or guidance == 1.0:
+        return predicted
+    null = torch.full_like(labels, int(unet.config.num_class_embeds) - 1)
+    free: Tensor = unet(x, t, class_labels=null).sample
+    return free + guidance * (predicted - free)
+
+
+def _by_diffusers(
+    trained: Any, predict: Predict, x: Tensor, generators: list[torch.Generator], config: Sampling
+) -> Tensor:
+    """From noise to images in [-1, 1], both [n, c, h, w], by diffusers' steps over the trained schedule."""
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     if config.scheduler == "ddim":
-        return DDIMScheduler.from_config(trained.config, clip_sample=True)
-    return DPMSolverMultistepScheduler.from_config(
-        trained.config, algorithm_type="dpmsolver++", thresholding=True, sample_max_value=1.0
-    )
-
-
-@torch.no_grad()
-def _denoise(unet: Any, scheduler: Any, x: torch.Tensor, labels: torch.Tensor | None, config: Sampling) -> np.ndarray:
-    """From noise [n, c, h, w] to images uint8 [n, h, w, c]."""
+        scheduler = DDIMScheduler.from_config(trained.config, clip_sample=True)
+        step = partial(scheduler.step, eta=config.eta, generator=generators)
+    else:
+        scheduler = DPMSolverMultistepScheduler.from_config(
+            trained.config, algorithm_type="dpmsolver++", thresholding=True, sample_max_value=1.0
+        )
+        step = scheduler.step
     scheduler.set_timesteps(config.steps)
-    guided = labels is not None and config.guidance != 1.0
     for t in scheduler.timesteps:
-        inputs = scheduler.scale_model_input(x, t)
-        predicted = unet(inputs, t, class_labels=labels).sample
-        if guided and labels is not None:
-            null = torch.full_like(labels, int(unet.config.num_class_embeds) - 1)
-            free = unet(inputs, t, class_labels=null).sample
-            predicted = free + config.guidance * (predicted - free)
-        x = scheduler.step(predicted, t, x).prev_sample
-    return to_images(x)
+        x = step(predict(scheduler.scale_model_input(x, t), t), t, x).prev_sample
+    return x
 
 
 def _join(directory: Path, parts: int, count: int) -> None:

@@ -11,9 +11,10 @@ import json
 import math
 import shutil
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,10 +26,10 @@ from unmem.rng import derive, torch_stream
 from unmem.rundir import write_json, write_text
 from unmem.train import checkpoint
 from unmem.train.config import Train
-from unmem.train.diffusion import Diffusion, make_scheduler, to_model
+from unmem.train.diffusion import Diffusion, to_model
 from unmem.train.imageset import ImageSet
-from unmem.train.models.unet import UNet
-from unmem.train.update import UpdateRule
+from unmem.train.noise_levels import NoiseLevels
+from unmem.train.update import Losses, UpdateRule
 
 REHEARSED = 64  # made-up images at most
 LOGGED_ROWS = 200  # rows of metrics.jsonl over a whole run: a curve, not a burden
@@ -60,9 +61,26 @@ def make_accelerator(config: Train, directory: Path | None = None) -> Any:
     )
 
 
+class Model(Protocol):
+    """A component that makes the network, and says how it is trained."""
+
+    @property
+    def conditioning(self) -> str:
+        """``none``, or ``class``: the network takes labels, and a null class besides."""
+
+    def build(self, shape: tuple[int, int, int], num_classes: int | None, device: torch.device | str) -> nn.Module:
+        """The network on its device; parameters that do not require gradients stay as they are."""
+
+    def scheduler(self, config: Train) -> Any:
+        """The diffusers scheduler that the network is trained and saved with: noise schedule and prediction type."""
+
+    def plain(self, network: nn.Module) -> nn.Module:
+        """The trained network as diffusers alone can save and open it."""
+
+
 def train(
     data: ImageSet,
-    model_spec: UNet,
+    model_spec: Model,
     config: Train,
     rule: UpdateRule,
     directory: Path,
@@ -87,62 +105,172 @@ def train(
     Raises:
         UserError: for images that do not fit the model, a damaged checkpoint, or a loss that is not finite.
     """
-    if len(data) == 0:
-        raise UserError("no image is left to train on; relax the mitigation")
+    phases = _phases(data, rule)
     num_classes = len(data.label_names) or None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "init"))
-        network = model_spec.build(data.shape, num_classes).to(accelerator.device)
-    scheduler = make_scheduler(config.noise_schedule, config.prediction, config.timesteps)
-    averaged = copy.deepcopy(network)
-    averages: list[Tensor] = list(averaged.parameters())
-    weights: list[Tensor] = list(network.parameters())
-    optimizer = torch.optim.AdamW(weights, lr=rule.lr, weight_decay=config.weight_decay, foreach=True)
-    forward = rule.prepare(network, optimizer, accelerator)
-
-    file = directory / "state" / "checkpoint.safetensors"
-    modules: dict[str, nn.Module] = {"model": network, "ema": averaged}
-    step = _resume(file, modules, optimizer, key)
-    log = _Log(directory / "metrics.jsonl", step, accelerator)
+        network = model_spec.build(data.shape, num_classes, accelerator.device)
+    scheduler = model_spec.scheduler(config)
     null = num_classes if model_spec.conditioning == "class" else None
-    diffusion = Diffusion.of(scheduler, accelerator.device)
-    every, saved = max(1, rule.steps // LOGGED_ROWS), time.monotonic()
-    if step < rule.steps:
-        made_up = _made_up(data, rule.batch)
-        trial = _Draw(made_up, np.arange(len(made_up)), config, null, rule, 0)
-        rule.rehearse(len(made_up), partial(trial.losses, diffusion, forward, accelerator))
-    with progress.track("train", rule.steps * rule.batch, start=step * rule.batch) as advance:
-        while step < rule.steps:
-            lr = rule.lr * _rate(step / rule.steps, config)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            torch.manual_seed(derive(rule.seed, "dropout", step, accelerator.process_index))
-            positions = rule.positions(step)
-            draw = _Draw(data, positions, config, null, rule, step)
-            part = rule.update(step, len(positions), partial(draw.losses, diffusion, forward, accelerator))
-            step += 1
-            with torch.no_grad():  # warming up, so that a short run is not an average over its start
-                torch._foreach_lerp_(averages, weights, 1 - min(config.ema, (1 + step) / (10 + step)))
-            if step % every == 0 or step == rule.steps:
-                loss = float(accelerator.reduce(torch.tensor(part, device=accelerator.device), "sum"))
-                if not math.isfinite(loss):
-                    raise UserError(f"train: the loss is {loss} after {step * rule.batch} images; lower train.lr")
-                log.write({"step": step, "images": step * rule.batch, "loss": loss, "lr": lr})
-            if accelerator.is_main_process and time.monotonic() - saved >= config.checkpoint_seconds:
-                log.flush()
-                checkpoint.save(file, modules, optimizer, {"key": key, "step": step})
-                saved = time.monotonic()
-            advance(rule.batch)
-
-    privacy = rule.finish()
+    run = _Run(network, Diffusion.of(scheduler, accelerator.device), config, null, directory, key, accelerator)
+    names = [phase.name for phase in phases]
+    privacy = None
+    for phase in phases[names.index(run.resume(names[0])) :]:
+        privacy = run.train(phase)
+    averaged = model_spec.plain(run.averaged)
     if accelerator.is_main_process:
-        log.flush()
         if privacy is not None:
             write_json(directory / "privacy.json", privacy)
         _save_pipeline(averaged, scheduler, directory / "pipeline")
     if config.trackers:
         accelerator.end_training()
     accelerator.wait_for_everyone()
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A stretch of training with images, a rule, an optimizer and a learning-rate course of its own.
+
+    Attributes:
+        name: ``train``, or ``warm-up`` for what comes before it.
+        data: the images.
+        rule: batches and step.
+        before: images that earlier phases see.
+    """
+
+    name: str
+    data: ImageSet
+    rule: UpdateRule
+    before: int = 0
+
+
+def _phases(data: ImageSet, rule: UpdateRule) -> list[_Phase]:
+    """The rule's warm-up, if it wants one, and its training."""
+    if len(data) == 0:
+        raise UserError("no image is left to train on; relax the mitigation")
+    if rule.warmup is None:
+        return [_Phase("train", data, rule)]
+    images, first = rule.warmup
+    assert len(images) > 0 and first.warmup is None
+    assert (images.shape, images.label_names) == (data.shape, data.label_names), "one network is for both"
+    return [_Phase("warm-up", images, first), _Phase("train", data, rule, first.steps * first.batch)]
+
+
+class _Run:
+    """What one phase hands on to the next: the network, the average of its weights, and the books.
+
+    Attributes:
+        network: the network, on its device.
+        averaged: a copy of it with the moving average of the weights.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        diffusion: Diffusion,
+        config: Train,
+        null: int | None,
+        directory: Path,
+        key: str,
+        accelerator: Any,
+    ) -> None:
+        self.network, self.averaged = network, copy.deepcopy(network)
+        self._diffusion, self._config, self._null, self._accelerator = diffusion, config, null, accelerator
+        self._levels = NoiseLevels.of(config, diffusion)
+        self._weights: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+        self._averages: list[Tensor] = [p for p in self.averaged.parameters() if p.requires_grad]
+        self._directory, self._key = directory, key
+        self._step, self._optimizer, self._saved = 0, self._fresh_optimizer(), time.monotonic()
+
+    def resume(self, first: str) -> str:
+        """Restore the last checkpoint, if there is one; returns the phase to go on with, else the ``first``."""
+        phase = first
+        if self._checkpoint.exists():
+            meta = checkpoint.load(self._checkpoint, self._modules, self._optimizer)
+            if meta["key"] != self._key:
+                raise UserError(
+                    f"{self._checkpoint}: belongs to another configuration; remove it to train this arm from the start"
+                )
+            phase, self._step = str(meta["phase"]), int(meta["step"])
+            progress.say(f"{phase}: resumed after {self._step} steps")
+        self._log = _Log(self._directory / "metrics.jsonl", phase, self._step, self._accelerator)
+        return phase
+
+    def train(self, phase: _Phase) -> dict[str, Any] | None:
+        """Train to the end of a phase, which leaves the start of the next one; returns the rule's statement."""
+        rule, accelerator = phase.rule, self._accelerator
+        forward = rule.prepare(self.network, self._optimizer, accelerator)
+        if self._step < rule.steps:
+            made_up = _made_up(phase.data, rule.batch)
+            rule.rehearse(len(made_up), self._losses(made_up, np.arange(len(made_up)), rule, 0, forward))
+        every = max(1, rule.steps // LOGGED_ROWS)
+        with progress.track(phase.name, rule.steps * rule.batch, start=self._step * rule.batch) as advance:
+            while self._step < rule.steps:
+                lr = rule.lr * _rate(self._step / rule.steps, self._config)
+                for group in self._optimizer.param_groups:
+                    group["lr"] = lr
+                torch.manual_seed(derive(rule.seed, "dropout", self._step, accelerator.process_index))
+                positions = rule.positions(self._step)
+                losses = self._losses(phase.data, positions, rule, self._step, forward)
+                part = rule.update(self._step, len(positions), losses)
+                self._step += 1
+                self._average()
+                if self._step % every == 0 or self._step == rule.steps:
+                    self._write(phase, part, lr)
+                if accelerator.is_main_process and time.monotonic() - self._saved >= self._config.checkpoint_seconds:
+                    self._save(phase)
+                advance(rule.batch)
+        statement = rule.finish()
+        accelerator.unwrap_model(forward, keep_fp32_wrapper=False)  # so that the next rule takes hold of a plain one
+        if accelerator.is_main_process:
+            self._log.flush()
+        self._step, self._optimizer = 0, self._fresh_optimizer()
+        return statement
+
+    @property
+    def _checkpoint(self) -> Path:
+        """Where a run that died is resumed from."""
+        return self._directory / "state" / "checkpoint.safetensors"
+
+    @property
+    def _modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds beside the optimizer's moments."""
+        return {"model": self.network, "ema": self.averaged}
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW without any memory; the loop sets its rate."""
+        return torch.optim.AdamW(self._weights, weight_decay=self._config.weight_decay, foreach=True)
+
+    def _losses(self, data: ImageSet, positions: np.ndarray, rule: UpdateRule, step: int, forward: nn.Module) -> Losses:
+        """The losses of a step's batch by slot."""
+        draw = _Draw(data, positions, self._config, self._levels, self._null, rule, step)
+        return partial(draw.losses, self._diffusion, forward, self._accelerator)
+
+    def _average(self) -> None:
+        """Follow the weights, warming up so that a short run is not an average over its start.
+
+        It warms up anew in each phase: a warm-up's weights are of other images, and with a slow decay they would be
+        most of the average of a short training.
+        """
+        decay = min(self._config.ema, (1 + self._step) / (10 + self._step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+
+    def _write(self, phase: _Phase, part: float, lr: float) -> None:
+        """Log a step."""
+        loss = float(self._accelerator.reduce(torch.tensor(part, device=self._accelerator.device), "sum"))
+        images = self._step * phase.rule.batch
+        if not math.isfinite(loss):
+            raise UserError(f"{phase.name}: the loss is {loss} after {images} images; lower train.lr")
+        name = {} if phase.name == "train" else {"phase": phase.name}
+        self._log.write({**name, "step": self._step, "images": images, "loss": loss, "lr": lr}, phase.before)
+
+    def _save(self, phase: _Phase) -> None:
+        """Write a checkpoint."""
+        self._log.flush()
+        meta = {"key": self._key, "phase": phase.name, "step": self._step}
+        checkpoint.save(self._checkpoint, self._modules, self._optimizer, meta)
+        self._saved = time.monotonic()
 
 
 def _made_up(data: ImageSet, batch: int) -> ImageSet:
@@ -163,9 +291,17 @@ class _Draw:
     BLOCK = 64
 
     def __init__(
-        self, data: ImageSet, positions: np.ndarray, config: Train, num_classes: int | None, rule: UpdateRule, step: int
+        self,
+        data: ImageSet,
+        positions: np.ndarray,
+        config: Train,
+        levels: NoiseLevels,
+        num_classes: int | None,
+        rule: UpdateRule,
+        step: int,
     ) -> None:
         self.data, self.positions, self.config, self.num_classes = data, positions, config, num_classes
+        self.levels = levels
         self.seed, self.step, self.multiplicity = rule.seed, step, rule.multiplicity
         self._block: tuple[int, tuple[Tensor, ...]] = (-1, ())
 
@@ -202,7 +338,7 @@ class _Draw:
             generator = torch_stream(self.seed, "loss", self.step, *([block] if block else []), device=device)
             size = min(self.BLOCK, len(self.positions) - block * self.BLOCK), self.multiplicity
             height, width, channels = self.data.shape
-            t = torch.randint(self.config.timesteps, size, generator=generator, device=device)
+            t = self.levels.draw(size, generator)
             eps = torch.randn((*size, channels, height, width), generator=generator, device=device)
             flips = torch.rand(size, generator=generator, device=device) < 0.5
             dropped = torch.rand(size, generator=generator, device=device) < self.config.label_dropout
@@ -213,33 +349,28 @@ class _Draw:
 class _Log:
     """metrics.jsonl and the trackers; rows after the checkpoint that a run resumes from are dropped."""
 
-    def __init__(self, path: Path, step: int, accelerator: Any) -> None:
+    def __init__(self, path: Path, phase: str, step: int, accelerator: Any) -> None:
         self._path, self._accelerator = path, accelerator
-        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() and step else []
-        self._rows = [row for row in rows if json.loads(row)["step"] <= step]
+        rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        reached = phase == "train", step
+        self._rows = [row for row in rows if _place(json.loads(row)) <= reached]
         if accelerator.log_with:
             accelerator.init_trackers("trackers")
 
-    def write(self, row: dict[str, float]) -> None:
-        """Add a row."""
+    def write(self, row: dict[str, Any], before: int) -> None:
+        """Add a row; trackers count the images of the phases ``before`` it, too."""
         self._rows.append(json.dumps(row))
         if self._accelerator.log_with:
-            self._accelerator.log({"loss": row["loss"], "lr": row["lr"]}, step=int(row["images"]))
+            self._accelerator.log({"loss": row["loss"], "lr": row["lr"]}, step=before + row["images"])
 
     def flush(self) -> None:
         """Bring the file up to date."""
         write_text(self._path, "".join(row + "\n" for row in self._rows))
 
 
-def _resume(file: Path, modules: dict[str, nn.Module], optimizer: torch.optim.Optimizer, key: str) -> int:
-    """Restore the last checkpoint, if there is one; returns the number of steps done."""
-    if not file.exists():
-        return 0
-    meta = checkpoint.load(file, modules, optimizer)
-    if meta["key"] != key:
-        raise UserError(f"{file}: belongs to another configuration; remove it to train this arm from the start")
-    progress.say(f"train: resumed after {meta['step']} steps")
-    return int(meta["step"])
+def _place(row: dict[str, Any]) -> tuple[bool, int]:
+    """Where in a run a row was written: after the warm-up or in it, and the step."""
+    return "phase" not in row, row["step"]
 
 
 def _rate(done: float, config: Train) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from unmem.rng import stream
 from unmem.train.config import Train
+from unmem.train.imageset import ImageSet
 
 Losses = Callable[[np.ndarray], Tensor]
 """``losses(slots)``: the un-reduced losses, float32 [len(slots)], of these slots of the step's global batch."""
@@ -28,6 +29,8 @@ class UpdateRule(Protocol):
         lr: peak learning rate.
         seed: seed of the losses' randomness (timesteps, noise, flips).
         multiplicity: K, the draws of timestep, noise and flip over which an image's loss is averaged.
+        warmup: images to train on first, and the rule for them; of the data's shape and ``label_names``. Its statement
+            is not written: this rule answers for both.
     """
 
     steps: int
@@ -35,6 +38,7 @@ class UpdateRule(Protocol):
     lr: float
     seed: int
     multiplicity: int
+    warmup: tuple[ImageSet, UpdateRule] | None
 
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
         """Take hold of the model before the first step; returns the module whose forward the losses use."""
@@ -57,6 +61,8 @@ class UpdateRule(Protocol):
 
 class Plain:
     """Ordinary minibatch gradients: shuffled epochs, mean loss, clipping for stability."""
+
+    warmup: tuple[ImageSet, UpdateRule] | None = None
 
     def __init__(self, n: int, config: Train, seed: int) -> None:
         """Args: the number of training images, the recipe's settings, the experiment's seed."""

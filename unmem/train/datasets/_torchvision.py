@@ -50,12 +50,19 @@ class TorchvisionSet:
             raise self._missing(root, "there are no files")
         return stamp(files_below(root / self.folder).items())
 
-    def load(self, path: Path | None, split: Literal["train", "test"], download: bool, scratch: Path) -> ImageSet:
+    def load(
+        self, path: Path | None, split: Literal["train", "test"], download: bool, scratch: Path, size: int | None = None
+    ) -> ImageSet:
         """The images of a split, uint8 [n, height, width, channels]; their sources are ``<name>/<split>/<row>``.
 
+        With ``size`` they are reduced to that side by area averages.
+
         Raises:
-            UserError: when the files are missing or damaged, cannot be fetched, or hold another data set.
+            UserError: when the files are missing or damaged, cannot be fetched, or hold another data set, or ``size``
+                is larger than they are.
         """
+        if size is not None and size > min(self.shape[:2]):
+            raise UserError(f"{self.name}.size: {size} is more than the {self.shape[0]} pixels that there are")
         if path is not None and path.suffix == ".npz":
             archive = Archive(path)
             images = archive.images([f"x_{split}"], scratch)
@@ -66,6 +73,8 @@ class TorchvisionSet:
             have = f"images of {list(images.shape[1:])}, labels {labels.min()} to {labels.max()}"
             need = f"{list(self.shape)} and 0 to {len(self.classes) - 1}"
             raise UserError(f"{path or self._root(path)}: is not {self.loader}: {have}; needs {need}")
+        if size is not None:
+            images = _reduced(images, size)
         sources = [f"{self.name}/{split}/{row:05d}" for row in range(len(images))]
         return ImageSet.of(images, sources, labels, self.classes)
 
@@ -91,3 +100,15 @@ class TorchvisionSet:
             f"{self.name}: cannot read {self.loader} from {root} ({why}); set `download: true`, or `path:` to a folder "
             f"that holds {self.folder}, or to an .npz file with x_train, y_train, x_test and y_test"
         )
+
+
+def _reduced(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [n, h, w, c] -> uint8 [n, size, size, c], each pixel the mean over its area."""
+    import torch
+
+    parts = []
+    for start in range(0, len(images), 4096):
+        x = torch.from_numpy(images[start : start + 4096]).permute(0, 3, 1, 2).float()
+        mean = torch.nn.functional.interpolate(x, size=(size, size), mode="area")
+        parts.append(mean.round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return np.ascontiguousarray(np.concatenate(parts))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from unmem.component import Fraction, Positive, UserError, component
+from unmem.train.config import Train
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -30,7 +32,9 @@ class UNet:
     norm_groups: Positive = 8
     conditioning: Literal["none", "class"] = "none"
 
-    def build(self, shape: tuple[int, int, int], num_classes: int | None) -> nn.Module:
+    def build(
+        self, shape: tuple[int, int, int], num_classes: int | None, device: torch.device | str = "cpu"
+    ) -> nn.Module:
         """The network for images of ``shape`` (height, width, channels), inputs [n, c, h, w].
 
         Raises:
@@ -50,7 +54,17 @@ class UNet:
             raise UserError(f"model.attention: the levels have resolutions {resolutions}; got {unknown}")
         if self.conditioning == "class" and num_classes is None:
             raise UserError("model.conditioning: 'class' needs a data set with labels; this one has none")
-        return self._network(shape, num_classes, [r in self.attention for r in resolutions])
+        return self._network(shape, num_classes, [r in self.attention for r in resolutions]).to(device)
+
+    def scheduler(self, config: Train) -> Any:
+        """What the recipe's training section says."""
+        from unmem.train.diffusion import make_scheduler
+
+        return make_scheduler(config.noise_schedule, config.prediction, config.timesteps)
+
+    def plain(self, network: nn.Module) -> nn.Module:
+        """Nothing was added to it."""
+        return network
 
     def _network(self, shape: tuple[int, int, int], num_classes: int | None, attends: list[bool]) -> nn.Module:
         """Build it, all checks done."""
