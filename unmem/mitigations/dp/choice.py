@@ -63,8 +63,8 @@ def choose(
             reasons.append(complaint(name, cases))
     if not records:
         raise UserError("dp_sgd.engine: no private step is taken: " + "; ".join(reasons))
-    for reason in reasons:
-        progress.say(f"dp_sgd: {reason}")
+    if Bookkeeping.name not in records:
+        progress.say("dp_sgd: " + "; ".join(reasons))
     names = list(records)
     if len(names) > 1:
         names = [names[_agreed(_fastest(names, model, losses, size, multiplicity), accelerator)]]
