@@ -149,7 +149,7 @@ def first_difference(old: Any, new: Any, path: str = "") -> str:
     return f"{path} was {json.dumps(old)[:80]}, now {json.dumps(new)[:80]}"
 
 
-def provenance(arguments: list[str], device: str) -> dict[str, Any]:
+def provenance(arguments: list[str], device: str, processes: int = 1) -> dict[str, Any]:
     """What was typed, which code and packages ran, on what kind of machine; no paths, no host name."""
     versions = {name: _version(name) for name in PACKAGES}
     return {
@@ -160,6 +160,7 @@ def provenance(arguments: list[str], device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": device,
+        "processes": processes,
     }
 
 

@@ -74,6 +74,15 @@ def test_own_format_and_archive_give_one_set(kind: Any, folder: str, split: str,
     assert isinstance(packed.store, np.memmap)
 
 
+def test_reduced_pixels_are_means_of_their_areas(tmp_path: Path) -> None:
+    half = load(Mnist(path=archive(tmp_path / "a.npz"), size=14), tmp_path).images()[..., 0]
+    means = IMAGES["train"].reshape(5, 14, 2, 14, 2).mean((2, 4))
+    assert np.abs(half - means).max() <= 0.5
+    assert load(Mnist(path=tmp_path / "a.npz", size=9), tmp_path).shape == (9, 9, 1)
+    with pytest.raises(UserError, match=r"mnist\.size: 32 is more than the 28 pixels that there are"):
+        load(Mnist(path=tmp_path / "a.npz", size=32), tmp_path)
+
+
 def test_class_names(tmp_path: Path) -> None:
     assert load(Mnist(path=idx(tmp_path, "MNIST")), tmp_path).label_names[5] == "5"
     assert load(FashionMnist(path=idx(tmp_path, "FashionMNIST")), tmp_path).label_names[9] == "Ankle boot"

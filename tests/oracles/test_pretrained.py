@@ -183,6 +183,15 @@ def test_what_cannot_be_had_is_one_message(saved: Path, tmp_path: Path, monkeypa
             ask()
 
 
+def test_a_pipeline_comes_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = Pretrained(init_from=Path("digits8"), public_data="digits")
+    assert given.conditioning == "class"
+    assert given.build((8, 8, 1), 10).config.num_class_embeds == 11
+    (tmp_path / "digits8").mkdir()  # a folder of the user's own comes first
+    assert given.folder == Path("digits8")
+
+
 def test_other_predictions_are_refused(saved: Path, plain: Train, tmp_path: Path) -> None:
     from diffusers import DDPMPipeline, DDPMScheduler
 

@@ -241,17 +241,17 @@ def test_a_full_disk_is_one_message(recipe: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_train_what_one_trains(recipe: Path, whole: Path, tmp_path: Path, processes: int) -> None:
-    """accelerate launch over gloo: the same batches and noise, so the same curve up to float order."""
+    """Over gloo: the same batches and noise, so the same curve up to float order."""
     environment = dict(os.environ, ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     command = [
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
-        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes),
         "-m", "unmem", "run", str(recipe), "--out", str(tmp_path / "run"),
     ]  # fmt: skip
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=500, check=False, env=environment, cwd=REPOSITORY
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "run" / "provenance.json").read_text())["processes"] == processes
     for arm in ("plain", "private"):
         curves = []
         for root in (whole, tmp_path / "run"):

@@ -194,6 +194,8 @@ def _update_rule(arm: Arm, data: ImageSet, directory: Path) -> UpdateRule:
             f"the {len(data)} images that {', '.join(steps)} left; "
             "the choice of these images depends on all images and is not covered"
         )
+    if public := getattr(arm.recipe.model, "public_data", None):
+        holds_for += f"; the network was trained on {public} before, taken as public and not covered"
     for part in arm.recipe.arms[arm.name]:
         if hasattr(part, "update_rule"):
             rule: UpdateRule = part.update_rule(data, arm.recipe.train, holds_for, directory / "state")

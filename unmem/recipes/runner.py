@@ -42,7 +42,7 @@ def run(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: list[str])
         raise UserError(
             f"--arm {unknown[0]}: no such arm{suggest(unknown[0], recipe.arms)}; have {', '.join(recipe.arms)}"
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _processes() > 1:
         return _run_together(recipe, root, only, arguments)
     with _locked(root):
         upstream = prepare(recipe, root)
@@ -208,7 +208,7 @@ def _run_together(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: 
 def _conclude(recipe: Recipe, arms: list[Arm], root: Path, arguments: list[str]) -> None:
     """Compare the arms, record where the numbers came from, and render the report."""
     write_json(root / "comparison.json", compare(recipe, arms, root))
-    write_json(root / "provenance.json", provenance(arguments, _device()))
+    write_json(root / "provenance.json", provenance(arguments, _device(), _processes()))
     report.render(root)
 
 
@@ -217,6 +217,11 @@ def _concluded(arms: list[Arm], root: Path) -> bool:
     if not all((root / name).exists() for name in ("comparison.json", "report.html", "report.md")):
         return False
     return set(read_json(root / "comparison.json")["arms"]) == {arm.name for arm in arms if arm.finished}
+
+
+def _processes() -> int:
+    """How many processes a launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _device() -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PREDICTIONS = ("epsilon", "v_prediction")
+SHIPPED = Path(__file__).parents[1] / "pipelines"
 CHUNK = 1 << 20  # bytes in memory at once
 
 
@@ -31,7 +32,8 @@ class Pretrained:
     the training section are left out. Whether the network is class-conditional is the pipeline's, too.
 
     Attributes:
-        init_from: the pipeline's folder, such as a run's ``arms/NAME/train/pipeline``.
+        init_from: the pipeline's folder, such as a run's ``arms/NAME/train/pipeline``; or ``digits8``, a tiny one that
+            comes with the package, to try a recipe on (see ``unmem/train/pipelines``).
         public_data: what the network was trained on before, in words. A guarantee of the training does not cover it.
         trainable: ``all`` weights; those of the ``attention`` blocks; or ``lora``, low-rank additions to frozen weights
             (Hu et al. 2021, arXiv 2106.09685; needs peft), which are saved as part of the weights that they add to.
@@ -51,13 +53,19 @@ class Pretrained:
             refuse_unused(self, ("rank", "lora_targets"), "trainable: lora")
 
     @property
+    def folder(self) -> Path:
+        """Where the pipeline lies: ``init_from``, or what comes with the package under this name."""
+        shipped = SHIPPED / self.init_from
+        return shipped if shipped.is_dir() and not self.init_from.exists() else self.init_from
+
+    @property
     def conditioning(self) -> Literal["none", "class"]:
         """What the network takes, read without opening its weights.
 
         Raises:
             UserError: when the folder holds no such network.
         """
-        file = self.init_from / "unet" / "config.json"
+        file = self.folder / "unet" / "config.json"
         try:
             embedded = json.loads(file.read_text(encoding="utf-8")).get("num_class_embeds")
         except (OSError, ValueError) as error:
@@ -67,8 +75,8 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """A digest of the pipeline's files, whatever the folder is called."""
-        files = files_below(self.init_from)
-        return _digest(self.init_from, stamp(files.items()))
+        files = files_below(self.folder)
+        return _digest(self.folder, stamp(files.items()))
 
     def build(
         self, shape: tuple[int, int, int], num_classes: int | None, device: torch.device | str = "cpu"
@@ -80,7 +88,7 @@ class Pretrained:
         """
         from unmem.train.sampling import open_pipeline
 
-        network: nn.Module = open_pipeline(self.init_from).unet
+        network: nn.Module = open_pipeline(self.folder).unet
         self._check(network, shape, num_classes)
         network = network.to(device).train()  # before anything is added: additions are made where the weights lie
         if self.trainable == "attention":
@@ -102,7 +110,7 @@ class Pretrained:
         from unmem.train.diffusion import SCHEDULES
         from unmem.train.sampling import open_pipeline
 
-        scheduler = DDPMScheduler.from_config(open_pipeline(self.init_from).scheduler.config)
+        scheduler = DDPMScheduler.from_config(open_pipeline(self.folder).scheduler.config)
         own = scheduler.config
         if own.prediction_type not in PREDICTIONS:
             raise UserError(
