@@ -89,10 +89,10 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
 
 def losses_of(model: nn.Module, n: int, multiplicity: int = 1) -> Callable[[np.ndarray], Tensor]:
     """Denoising losses of n made-up examples, each the mean over draws that stand one after the other."""
-    g, rows = torch.Generator().manual_seed(1), n * multiplicity
-    x, eps = (torch.randn(rows, 1, SIDE, SIDE, generator=g) for _ in range(2))
-    t, labels = torch.randint(1000, (rows,), generator=g), torch.randint(10, (rows,), generator=g)
-    text = torch.randn(rows, 3, 8, generator=g)
+    g, rows, device = torch.Generator().manual_seed(1), n * multiplicity, next(model.parameters()).device
+    x, eps = (torch.randn(rows, 1, SIDE, SIDE, generator=g).to(device) for _ in range(2))
+    t, labels = (torch.randint(most, (rows,), generator=g).to(device) for most in (1000, 10))
+    text = torch.randn(rows, 3, 8, generator=g).to(device)
 
     def losses(slots: np.ndarray) -> Tensor:
         r = (torch.as_tensor(slots)[:, None] * multiplicity + torch.arange(multiplicity)).flatten()
@@ -136,6 +136,19 @@ def test_every_engine_is_right_on_the_zoo(kind: str, name: str, multiplicity: in
         assert case.passed, case
         assert case.norm_error < 1e-4
     assert reference.unused == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", list(ENGINES))
+@pytest.mark.parametrize("kind", list(ZOO))
+def test_every_engine_is_right_on_a_gpu(kind: str, name: str) -> None:
+    model = build(kind).to("cuda")
+    try:
+        cases = Reference(model, losses_of(model, 3), 3).check(ENGINES[name], 1)
+    except Unsupported:
+        assert name == "opacus-ghost" and kind == "dit"
+        return
+    assert all(case.passed for case in cases), cases
 
 
 @pytest.mark.parametrize("ghost", [True, False])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +27,7 @@ ALONE = SimpleNamespace(
     device="cpu",
     mixed_precision="no",
     reduce=lambda x, how: x,
+    wait_for_everyone=lambda: None,
 )
 
 
@@ -176,6 +178,24 @@ def test_an_example_that_is_not_finite_contributes_nothing_and_is_counted(poison
     assert rule.skipped == 1
     for name, gradient in got.items():
         torch.testing.assert_close(gradient, expected[name], atol=2e-7, rtol=1e-3)
+
+
+def test_a_choice_of_engine_is_kept(tmp_path: Path) -> None:
+    """Another engine sums in another order: a resumed run would end in other bits."""
+    plan = DPPlan(n=100, expected_batch=10, steps=1, clip=1.0, noise_multiplier=1.0, delta=1e-3)
+    file, model, losses = tmp_path / "engine.json", unet(), unet_losses(3)
+
+    def rehearsed() -> str:
+        rule = PrivateUpdate(plan, secret=5, lr=0.1, physical_batch=8, holds_for="a test", chosen=file)
+        forward = rule.prepare(model, torch.optim.SGD(model.parameters()), ALONE)
+        rule.rehearse(3, lambda slots: losses(forward, slots))
+        statement = rule.finish()
+        assert statement is not None
+        return str(statement["self_check"]["engine"])
+
+    assert rehearsed() == "bookkeeping"
+    file.write_text('{"engine": "functorch"}')
+    assert rehearsed() == "functorch"
 
 
 def test_poisson_batches_are_independent_coins() -> None:

@@ -26,7 +26,9 @@ train: {images: 1_280, batch: 32, lr: 3e-3, ema: 0.9, noise_schedule: cosine, th
 sampling: {steps: 4}
 arms:
   plain: []
-  private: [{kind: exact_duplicates}, {kind: dp_sgd, epsilon: 10, delta: 0.01, batch: 16, images: 320, known_seed: 7}]
+  private:
+    - {kind: exact_duplicates}
+    - {kind: dp_sgd, epsilon: 10, delta: 0.01, batch: 16, images: 320, known_seed: 7, engine: bookkeeping}
 attacks:
   - {kind: generate_and_filter, samples: 32}
   - {kind: loss, timesteps: [100], draws: 1}

@@ -86,6 +86,7 @@ class DPSGD:
             physical_batch=self.physical_batch,
             multiplicity=self.noise_multiplicity,
             engine=self.engine,
+            chosen=state / "engine.json",
             warmup=self.warmup.prepare(data, train, secret) if self.warmup else None,
             holds_for=holds_for,
             void=None if self.known_seed is None else "privacy_void: seed known",

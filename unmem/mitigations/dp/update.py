@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from unmem.mitigations.dp.choice import choose
 from unmem.mitigations.dp.engine import Engine
 from unmem.mitigations.dp.plan import DPPlan
 from unmem.rng import derive, torch_stream
+from unmem.rundir import read_json, write_json
 from unmem.train.imageset import ImageSet
 from unmem.train.update import Losses, UpdateRule, shares
 
@@ -33,19 +35,22 @@ class PrivateUpdate:
         holds_for: str,
         multiplicity: int = 1,
         engine: str = "auto",
+        chosen: Path | None = None,
         warmup: tuple[ImageSet, UpdateRule] | None = None,
         void: str | None = None,
     ) -> None:
         """Args: the plan, the secret of its randomness, rate, memory bound in rows, and what the statement says.
 
-        ``multiplicity``, ``engine`` and ``warmup`` are those of :class:`~unmem.mitigations.dp_sgd.DPSGD`.
+        ``multiplicity``, ``engine`` and ``warmup`` are those of :class:`~unmem.mitigations.dp_sgd.DPSGD`; ``chosen`` is
+        a file that keeps the choice of ``auto``, which a resumed run must not make anew.
         """
         self.plan, self.lr, self.multiplicity, self.warmup = plan, lr, multiplicity, warmup
         self.steps, self.batch = plan.steps, plan.expected_batch
         # A loss's noise must not tell which other images were drawn, so it comes from the secret too
         self.seed = derive(secret, "losses")
         self.skipped = 0
-        self._secret, self._holds_for, self._void, self._wanted = secret, holds_for, void, engine
+        self._secret, self._holds_for, self._void = secret, holds_for, void
+        self._wanted, self._chosen = engine, chosen
         self._most = max(1, physical_batch // multiplicity)
         self._engine: Engine | None = None
         self._self_check: dict[str, Any] | None = None
@@ -58,9 +63,12 @@ class PrivateUpdate:
 
     def rehearse(self, size: int, losses: Losses) -> None:
         """Check and choose the engine, and attach it."""
+        wanted, chosen = self._wanted, self._chosen
+        if chosen is not None and chosen.exists():
+            wanted = str(read_json(chosen)["engine"])
         precision = torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else torch.float32
         self._engine, self._self_check = choose(
-            self._wanted,
+            wanted,
             self._model,
             losses,
             min(size, self._most),
@@ -68,6 +76,9 @@ class PrivateUpdate:
             precision=precision,
             accelerator=self._accelerator,
         )
+        self._accelerator.wait_for_everyone()  # until all have looked whether there is a choice
+        if chosen is not None and self._accelerator.is_main_process:
+            write_json(chosen, {"engine": self._engine.name})
 
     def positions(self, step: int) -> np.ndarray:
         """The step's Poisson batch, drawn by every process alike from the common secret; it may be empty."""

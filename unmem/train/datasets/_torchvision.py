@@ -108,7 +108,7 @@ def _reduced(images: np.ndarray, size: int) -> np.ndarray:
 
     parts = []
     for start in range(0, len(images), 4096):
-        x = torch.from_numpy(images[start : start + 4096]).permute(0, 3, 1, 2).float()
+        x = torch.from_numpy(images[start : start + 4096].astype(np.float32)).permute(0, 3, 1, 2)
         mean = torch.nn.functional.interpolate(x, size=(size, size), mode="area")
         parts.append(mean.round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.ascontiguousarray(np.concatenate(parts))
