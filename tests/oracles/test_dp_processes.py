@@ -35,7 +35,7 @@ def train(sigma, accelerator):
         rule.update(step, len(positions), losses)
         seen.append(mine)
         sums.append(torch.cat([total.flatten() for total in rule._sums.values()]).numpy())
-    rule.finish()
+    rule._engine.detach()
     return np.stack(sums), seen, torch.cat([p.detach().flatten() for p in model.parameters()]).numpy()
 
 accelerator = Accelerator(cpu=True)
