@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unmem.mitigations.dp.engine import Add, Clipped, Losses, Unsupported, clip_factors
+from unmem.mitigations.dp.engine import Add, Clipped, Unsupported, clip_factors
 from unmem.mitigations.dp.layers import Findings, Gradients, Tap, squared, tap_for
+from unmem.train.update import Losses
 
 
 class Bookkeeping:

@@ -12,9 +12,10 @@ from torch import nn
 from unmem import progress
 from unmem.component import UserError
 from unmem.mitigations.dp.bookkeeping import Bookkeeping
-from unmem.mitigations.dp.engine import Engine, Losses, Unsupported
+from unmem.mitigations.dp.engine import Engine, Unsupported
 from unmem.mitigations.dp.opacus_engines import Functorch, OpacusGhost, OpacusHooks
 from unmem.mitigations.dp.self_check import Reference, as_json, complaint
+from unmem.train.update import Losses
 
 ENGINES: dict[str, Any] = {engine.name: engine for engine in (Bookkeeping, OpacusHooks, OpacusGhost, Functorch)}
 FASTER = 0.8  # of the time of an engine higher on the list: less may be chance, and runs ought to be repeatable

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Losses = Callable[[np.ndarray], Tensor]
+from unmem.train.update import Losses
+
 Add = Callable[[nn.Parameter, Tensor], None]
 
 MARGIN = 1 - 2.0**-20  # clipped a little below the bound, so that rounding never goes above it

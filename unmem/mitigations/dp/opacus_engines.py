@@ -18,7 +18,8 @@ from opacus.grad_sample import GradSampleHooks
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import GradSampleHooksFastGradientClipping
 from torch import Tensor, nn
 
-from unmem.mitigations.dp.engine import Add, Clipped, Losses, Unsupported, clip_factors
+from unmem.mitigations.dp.engine import Add, Clipped, Unsupported, clip_factors
+from unmem.train.update import Losses
 
 
 def _guarded(samplers: dict[type, Any]) -> dict[type, Any]:

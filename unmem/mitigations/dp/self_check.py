@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from unmem.component import UserError
-from unmem.mitigations.dp.engine import Engine, Losses
+from unmem.mitigations.dp.engine import Engine
+from unmem.train.update import Losses
 
 EXAMPLES = 3
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
