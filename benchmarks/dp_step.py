@@ -1,6 +1,6 @@
 """What a DP-SGD step costs over a plain one: time and peak memory, by engine.
 
-    python benchmarks/dp_step.py [--quick]
+    python benchmarks/dp_step.py [--quick | --profile]
 
 A UNet2DModel with attention and 2.7 million weights; batches of 32 and 64, 16x16 and 32x32 pixels (--quick: the first
 of each). Steps are whole ones: optimizer, and for DP-SGD clipping and noise. All are timed in turn in one run, the best
@@ -15,6 +15,7 @@ import argparse
 import json
 import time
 
+import torch
 from _dp_network import network, peak_mebibytes, step
 
 RULES = {"plain": "plain", "bookkeeping": "bookkeeping", "hooks": "opacus-hooks", "ghost": "opacus-ghost"}
@@ -34,10 +35,26 @@ def seconds(side: int, batch: int, repeats: int) -> dict[str, float]:
     return best
 
 
+def profile(side: int, batch: int) -> None:
+    """The operations that a plain and a private step spend most in."""
+    for name in ("plain", "bookkeeping"):
+        make = step(RULES[name], side, batch)
+        make()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            make()
+        print(name)
+        print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=40))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one case, fewer repeats")
-    quick = parser.parse_args().quick
+    parser.add_argument("--profile", action="store_true", help="no timing: where a plain and a private step spend time")
+    arguments = parser.parse_args()
+    if arguments.profile:
+        profile(*CASES[0])
+        return
+    quick = arguments.quick
     print(f"{sum(p.numel() for p in network(16).parameters()) / 1e6:.2f} million weights")
     result: dict[str, object] = {}
     worst = 0.0

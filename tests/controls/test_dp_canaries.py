@@ -145,7 +145,7 @@ def test_the_bound_stays_under_the_proven_epsilon(secret: int, attack: Callable[
     found = excess(plan, attack(plan, released, inside), inside)
     assert found < 0
     if attack is without_knowing_batches:
-        assert found > -1  # an audit that finds nothing would find nothing wrong, either
+        assert found > -0.3  # an audit that finds nothing would find nothing wrong, either
 
 
 @pytest.mark.parametrize(
@@ -154,4 +154,4 @@ def test_the_bound_stays_under_the_proven_epsilon(secret: int, attack: Callable[
 )
 def test_a_broken_trainer_is_caught(broken: type[PrivateUpdate], attack: Callable[..., np.ndarray]) -> None:
     plan, inside, released = run(broken, secret=3)
-    assert excess(plan, attack(plan, released, inside), inside) > 0
+    assert excess(plan, attack(plan, released, inside), inside) > 0.3

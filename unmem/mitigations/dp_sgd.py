@@ -30,7 +30,8 @@ class DPSGD:
         noise_multiplicity: K, draws of timestep, noise and flip over which an image's gradient is averaged before it is
             clipped (Dockhorn et al. 2023, arXiv 2210.09929); costs time, not privacy.
         physical_batch: most rows of the network (images times draws) that a process holds at once; memory, not privacy.
-        engine: how clipped per-image gradients are computed; ``auto`` takes what suits the network.
+        engine: how clipped per-image gradients are computed (docs/how-it-works.md); ``auto`` measures the ways on the
+            network before the first step and takes the fastest that is right.
         warmup: plain training on noisy central images before DP-SGD, paid from the same epsilon; none when unset.
         tuning_runs: how many runs on this data, this one included, were tried to choose the settings; stated, with
             what they spend together, in the report.
