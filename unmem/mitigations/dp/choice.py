@@ -27,6 +27,7 @@ def choose(
     model: nn.Module,
     losses: Losses,
     size: int,
+    *,
     multiplicity: int,
     precision: torch.dtype,
     accelerator: Any,
@@ -64,7 +65,7 @@ def choose(
             reasons.append(complaint(name, cases))
     if not records:
         raise UserError("dp_sgd.engine: no private step is taken: " + "; ".join(reasons))
-    if Bookkeeping.name not in records:
+    if reasons and Bookkeeping.name not in records:
         progress.say("dp_sgd: " + "; ".join(reasons))
     names = list(records)
     if len(names) > 1:
