@@ -194,6 +194,10 @@ def test_a_choice_of_engine_is_kept(tmp_path: Path) -> None:
         return str(statement["self_check"]["engine"])
 
     assert rehearsed() == "bookkeeping"
+    first = file.read_text()
+    for parameter in model.parameters():
+        parameter.data *= 1.01  # as a resumed run finds it: the statement keeps the check before the first step
+    assert rehearsed() == "bookkeeping" and file.read_text() == first
     file.write_text('{"engine": "functorch"}')
     assert rehearsed() == "functorch"
 

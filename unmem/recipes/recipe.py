@@ -150,12 +150,10 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
         problems.append(
             Problem("compare.against", f"must be one of the arms {', '.join(arms)}; got {compare.against!r}")
         )
-    if model is not None and getattr(model, "conditioning", "class") == "none":
-        for measure, component in quality.items():
-            if component is not None and component.needs_labels:
-                problems.append(
-                    Problem(f"quality.{measure}", "needs a class-conditional model (model.conditioning: class)")
-                )
+    labelled = [name for name, measure in quality.items() if measure is not None and measure.needs_labels]
+    if labelled and model is not None and getattr(model, "conditioning", "class") == "none":
+        for name in labelled:
+            problems.append(Problem(f"quality.{name}", "needs a class-conditional model (model.conditioning: class)"))
     if problems:
         return None
     assert split is not None and train is not None and sampling is not None and compare is not None

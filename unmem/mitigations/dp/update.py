@@ -42,7 +42,7 @@ class PrivateUpdate:
         """Args: the plan, the secret of its randomness, rate, memory bound in rows, and what the statement says.
 
         ``multiplicity``, ``engine`` and ``warmup`` are those of :class:`~unmem.mitigations.dp_sgd.DPSGD`; ``chosen`` is
-        a file that keeps the choice of ``auto``, which a resumed run must not make anew.
+        a file that keeps the choice and its self-check, which a resumed run must not make anew.
         """
         self.plan, self.lr, self.multiplicity, self.warmup = plan, lr, multiplicity, warmup
         self.steps, self.batch = plan.steps, plan.expected_batch
@@ -58,17 +58,17 @@ class PrivateUpdate:
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
         """Every process keeps a whole model, and sums are reduced by hand before the noise."""
         self._accelerator, self._optimizer, self._model = accelerator, optimizer, model
+        # on a GPU its 10 bits would let a clipped sum and the norms that it was clipped by differ by a thousandth
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self._sums = {p: torch.zeros_like(p, dtype=torch.float32) for p in model.parameters() if p.requires_grad}
         return model
 
     def rehearse(self, size: int, losses: Losses) -> None:
         """Check and choose the engine, and attach it."""
-        wanted, chosen = self._wanted, self._chosen
-        if chosen is not None and chosen.exists():
-            wanted = str(read_json(chosen)["engine"])
+        first = self._first_choice()
         precision = torch.bfloat16 if self._accelerator.mixed_precision == "bf16" else torch.float32
-        self._engine, self._self_check = choose(
-            wanted,
+        self._engine, record = choose(
+            self._wanted if first is None else str(first["engine"]),
             self._model,
             losses,
             min(size, self._most),
@@ -76,9 +76,10 @@ class PrivateUpdate:
             precision=precision,
             accelerator=self._accelerator,
         )
-        self._accelerator.wait_for_everyone()  # until all have looked whether there is a choice
-        if chosen is not None and self._accelerator.is_main_process:
-            write_json(chosen, {"engine": self._engine.name})
+        self._accelerator.wait_for_everyone()  # until all have looked whether there was a choice
+        if first is None and self._chosen is not None and self._accelerator.is_main_process:
+            write_json(self._chosen, record)
+        self._self_check = first or record
 
     def positions(self, step: int) -> np.ndarray:
         """The step's Poisson batch, drawn by every process alike from the common secret; it may be empty."""
@@ -101,6 +102,8 @@ class PrivateUpdate:
         """Detach the engine; the statement."""
         if self._engine is not None:
             self._engine.detach()
+        if self._self_check is None:  # no step was left to a resumed run
+            self._self_check = self._first_choice()
         statement = self.plan.spent(holds_for=self._holds_for, void=self._void)
         skipped = self._accelerator.reduce(torch.tensor(self.skipped, device=self._accelerator.device), "sum")
         return {
@@ -125,6 +128,13 @@ class PrivateUpdate:
         for parameter, clipped in self._sums.items():
             self._sums[parameter] = self._accelerator.reduce(clipped, "sum")
         return total
+
+    def _first_choice(self) -> dict[str, Any] | None:
+        """The record of the check before the very first step, which names the engine; None before it."""
+        if self._chosen is None or not self._chosen.exists():
+            return None
+        record: dict[str, Any] = read_json(self._chosen)
+        return record
 
     def _add(self, parameter: nn.Parameter, part: Tensor) -> None:
         """Add a clipped sum of some examples."""
