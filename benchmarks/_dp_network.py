@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,18 @@ def step(engine: str, side: int, batch: int, multiplicity: int = 1, physical: in
     rule.prepare(model, optimizer, Accelerator(cpu=True))
     rule.rehearse(2, losses)
     return lambda: rule.update(0, batch, losses)
+
+
+def best_times(runs: dict[Any, Callable[[], Any]], repeats: int) -> dict[Any, float]:
+    """The least seconds of each, all called in turn, after a first turn that does not count."""
+    best = dict.fromkeys(runs, float("inf"))
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if turn:
+                best[name] = min(best[name], time.perf_counter() - started)
+    return best
 
 
 def peak_mebibytes(engine: str, side: int, batch: int, multiplicity: int = 1, physical: int | None = None) -> float:

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 
-from _dp_network import peak_mebibytes, step
+from _dp_network import best_times, peak_mebibytes, step
 
 SIDE, ROWS = 16, 64
 
@@ -27,13 +26,7 @@ def main() -> None:
     draws = (1, 8) if quick else (1, 8, 32)
     engines = ("bookkeeping", "opacus-hooks")
     made = {(engine, k): step(engine, SIDE, ROWS // k, k, ROWS) for engine in engines for k in draws}
-    best = dict.fromkeys(made, float("inf"))
-    for turn in range(4 if quick else 9):
-        for case, make in made.items():
-            started = time.perf_counter()
-            make()
-            if turn:
-                best[case] = min(best[case], (time.perf_counter() - started) / ROWS)
+    best = {case: spent / ROWS for case, spent in best_times(made, 3 if quick else 8).items()}
     peak = {case: peak_mebibytes(case[0], SIDE, ROWS // case[1], case[1], ROWS) for case in made}
     for (engine, k), spent in best.items():
         print(f"{engine:>14}  K = {k:<3} {1000 * spent:6.2f} ms a draw  {peak[engine, k]:6.0f} MiB")

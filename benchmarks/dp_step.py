@@ -13,26 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 
 import torch
-from _dp_network import network, peak_mebibytes, step
+from _dp_network import best_times, network, peak_mebibytes, step
 
 RULES = {"plain": "plain", "bookkeeping": "bookkeeping", "hooks": "opacus-hooks", "ghost": "opacus-ghost"}
 CASES = [(16, 32), (16, 64), (32, 32), (32, 64)]
-
-
-def seconds(side: int, batch: int, repeats: int) -> dict[str, float]:
-    """The best time of each rule's step."""
-    steps = {name: step(engine, side, batch) for name, engine in RULES.items()}
-    best = dict.fromkeys(steps, float("inf"))
-    for turn in range(repeats + 1):
-        for name, make in steps.items():
-            started = time.perf_counter()
-            make()
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - started)
-    return best
 
 
 def profile(side: int, batch: int) -> None:
@@ -59,7 +45,7 @@ def main() -> None:
     result: dict[str, object] = {}
     worst = 0.0
     for side, batch in CASES[:1] if quick else CASES:
-        best = seconds(side, batch, 5 if quick else 10)
+        best = best_times({name: step(engine, side, batch) for name, engine in RULES.items()}, 5 if quick else 10)
         peak = {name: peak_mebibytes(engine, side, batch) for name, engine in RULES.items()}
         result = {f"{name}_over_plain": round(best[name] / best["plain"], 3) for name in RULES if name != "plain"}
         result["memory_over_plain_mb"] = {n: round(peak[n] - peak["plain"]) for n in RULES if n != "plain"}

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from _dp_network import best_times
 from torch import Tensor, nn
 
 from unmem.mitigations.dp.choice import ENGINES
@@ -113,14 +113,7 @@ def seconds(make: Callable[[], nn.Module], repeats: int) -> dict[str, float]:
         except Unsupported:
             continue
         runs[name] = partial(build(model, 1).clip, losses, slots, 1.0, ignore)
-    best = dict.fromkeys(runs, float("inf"))
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            if turn:
-                best[name] = min(best[name], time.perf_counter() - started)
-    return best
+    return best_times(runs, repeats)
 
 
 def main() -> None:
