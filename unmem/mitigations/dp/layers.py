@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,28 +44,32 @@ class Findings:
     ghost: tuple[Tensor, Tensor] | None = None
 
 
-class Tap:
+class Tap(ABC):
     """One layer: how it runs, and what it gives by example. ``extra`` is what ``forward`` returned after the output."""
 
     def __init__(self, layer: Any) -> None:
         self.layer = layer
 
     @classmethod
+    @abstractmethod
     def fits(cls, layer: nn.Module) -> bool:
         """Whether this kind of tap is right for the layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The output, and what the gradients need besides the input."""
-        raise NotImplementedError
 
-    def input_gradient(self, x: Tensor, g: Tensor, *extra: Tensor) -> Tensor:
-        """The gradient at the input."""
-        raise NotImplementedError
-
+    @abstractmethod
     def gradients(self, x: Tensor, g: Tensor, examples: int, *extra: Tensor) -> Gradients:
         """Every trainable parameter's gradient by example, in float32 where ``x`` and ``g`` are."""
-        raise NotImplementedError
+
+    def input_gradient(self, x: Tensor, g: Tensor, *extra: Tensor) -> Tensor:
+        """The gradient at the input; kinds without it take integers, of which none is asked."""
+        raise AssertionError(f"{type(self).__name__} has no gradient at its input")
+
+    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
+        """The weight's gradient, summed over all rows; kinds without it have no ghost norm, after which it is asked."""
+        raise AssertionError(f"{type(self).__name__} forms all its gradients by example")
 
     def ghost_norm(self, x: Tensor, g: Tensor, examples: int) -> Tensor | None:
         """The squared norms [examples] of the weight's gradients without them; None where forming them is cheaper."""
@@ -73,10 +78,6 @@ class Tap:
     def bias_gradients(self, g: Tensor, examples: int) -> Gradients:
         """The part of ``gradients`` that costs nothing."""
         return {}
-
-    def weight_gradient(self, x: Tensor, g: Tensor) -> Tensor:
-        """The weight's gradient, summed over all rows."""
-        raise NotImplementedError
 
     def findings(self, x: Tensor, g: Tensor, examples: int, *extra: Tensor) -> Findings:
         """Norms by whichever way is cheaper."""
