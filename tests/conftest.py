@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from unmem.evaluate.audit import Audit, Planted, Split, draw
+from unmem.evaluate.matrix.reading import Reading
+from unmem.evaluate.rows import Rows
 from unmem.train.config import Train
 from unmem.train.datasets.digits import Digits
 from unmem.train.imageset import ImageSet
@@ -42,6 +46,7 @@ class Generator:
     """A target whose samples are given."""
 
     access = frozenset({"samples"})
+    shadows = ()
 
     def __init__(self, images: np.ndarray) -> None:
         self._images = images
@@ -49,8 +54,57 @@ class Generator:
     def samples(self, count: int) -> np.ndarray:
         return self._images[:count]
 
-    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
-        raise AssertionError("a folder of images gives no losses")
+    def read(self, reading: Reading) -> Rows:
+        raise AssertionError("a folder of images answers no questions")
+
+
+class Asked:
+    """A target, or a shadow, whose denoiser is asked on the spot."""
+
+    access = frozenset({"samples", "predictions", "gradients", "shadows"})
+
+    def __init__(
+        self,
+        denoiser: Any,
+        audit: Audit,
+        *,
+        generated: np.ndarray | None = None,
+        shadows: Sequence[Asked] = (),
+        inside: Rows | None = None,
+        batch: int = 100,
+        seed: int = 0,
+    ) -> None:
+        self.shadows, self.inside, self._generated = shadows, inside, generated
+        self._denoiser, self._audit, self._batch, self._seed = denoiser, audit, batch, seed
+        self._known: dict[str, Rows] = {}
+
+    def samples(self, count: int) -> np.ndarray:
+        assert self._generated is not None
+        return self._generated[:count]
+
+    def read(self, reading: Reading) -> Rows:
+        if reading.key not in self._known:
+            groups = dict(self._audit.groups)
+            if self._generated is not None:
+                groups["generated"] = ImageSet.of(self._generated, [f"sample/{i}" for i in range(len(self._generated))])
+            self._known[reading.key] = Rows(**{name: self._ask(name, data, reading) for name, data in groups.items()})
+        return self._known[reading.key]
+
+    def _ask(self, name: str, data: ImageSet, reading: Reading) -> np.ndarray:
+        from unmem.evaluate.matrix.batch import Batch
+        from unmem.evaluate.matrix.compute import ask
+
+        found = []
+        for start in range(0, len(data), self._batch):
+            part = slice(start, start + self._batch)
+            labels = None if data.labels is None else data.labels[part]
+            captions = None if data.captions is None else data.captions[part]
+            batch = Batch(
+                self._denoiser, data.images(part), labels, captions,
+                start=start, place=("matrix", name), seed=self._seed,
+            )  # fmt: skip
+            found.append(ask(batch, [reading])[reading.key].numpy())
+        return np.concatenate(found)
 
 
 REPOSITORY = Path(__file__).parent.parent

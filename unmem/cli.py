@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from unmem import __version__, cli_dedup, progress
+from unmem import __version__, cli_audit, cli_dedup, progress
 from unmem.component import ConfigError, Kind, UserError, find, kinds, suggest
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -30,11 +30,15 @@ def app() -> None:
     unmem run mine.yaml               run it; the same command again resumes
     unmem ls mitigations              what there is; unmem show NAME tells a component's fields
     unmem dedup pictures --out dups   the duplicates in your own data, without any training
+    unmem audit --help                what a finished model gives away of the data that it was trained on
 
     Exit codes: 0 done, 1 a check failed, 2 bad input.
     """  # noqa: D301 (click wants the control character)
 
 
+app.add_command(cli_audit.audit)
+app.add_command(cli_audit.check)
+app.add_command(cli_audit.risk)
 app.add_command(cli_dedup.dedup)
 app.add_command(cli_dedup.lookup)
 
@@ -132,24 +136,32 @@ def validate(files: tuple[str, ...], as_json: bool) -> None:
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="The run's directory. [runs/NAME-HASH]")
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a field: train.images=1000.")
 @click.option("--arm", "arms", multiple=True, metavar="NAME", help="Run this arm alone; may be repeated.")
+@click.option("--ray", metavar="ADDRESS", help="A Ray cluster that sees the same files; local starts one here.")
+@click.option("--gpus", type=click.FloatRange(0), default=0.0, help="With --ray: GPUs of a job, such as 0.25.")
 @click.option("--json", "as_json", is_flag=True, help="Print comparison.json at the end, and nothing else.")
 def run(
-    recipe: str, smoke: bool, out: Path | None, settings: tuple[str, ...], arms: tuple[str, ...], as_json: bool
+    recipe: str,
+    smoke: bool,
+    out: Path | None,
+    settings: tuple[str, ...],
+    arms: tuple[str, ...],
+    ray: str | None,
+    gpus: float,
+    as_json: bool,
 ) -> None:
     """Run RECIPE (a shipped one's name or a file), or resume it."""
+    from unmem.recipes.fleet import Cluster
     from unmem.recipes.recipe import load
     from unmem.recipes.runner import run as run_recipe
-    from unmem.rundir import read_json
 
     loaded = load(recipe, smoke=smoke, settings=settings)
-    with progress.shown(quiet=as_json or not _is_main_process()):
-        root = run_recipe(loaded, out or Path("runs") / loaded.run_name, arms, sys.argv[1:])
-    if not _is_main_process():
+    with progress.shown(quiet=as_json or not cli_audit.is_main_process()):
+        cluster = Cluster(ray, gpus) if ray else None
+        root = run_recipe(loaded, out or Path("runs") / loaded.run_name, arms, sys.argv[1:], cluster)
+    if not cli_audit.is_main_process():
         return
-    if as_json:
-        click.echo(json.dumps(read_json(root / "comparison.json"), indent=1))
-        return
-    _summary(root)
+    cli_audit.conclude(root, as_json)
+    _stop_if_refuted(root)
 
 
 @app.command()
@@ -178,13 +190,15 @@ def compare(run_dirs: tuple[Path, ...], as_json: bool) -> None:
 @app.command(hidden=True)
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("name")
-def arm(run_dir: Path, name: str) -> None:
-    """One arm of a prepared run, as a child process of ``unmem run``."""
-    from unmem.recipes.runner import run_one
+@click.option("--part", default="all")
+def arm(run_dir: Path, name: str, part: str) -> None:
+    """A part of one arm of a prepared run, as a child process of ``unmem run``."""
+    from unmem.recipes.fleet import Job
+    from unmem.recipes.runner import run_job
 
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     progress.use(progress.Lines())
-    run_one(run_dir, name)
+    run_job(Job(run_dir, name, part))
 
 
 def main() -> None:
@@ -223,11 +237,6 @@ def _leave_with_parent() -> None:
     os._exit(CHECK_FAILED)
 
 
-def _is_main_process() -> bool:
-    """Under ``accelerate launch`` one process speaks."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _listing(what: str) -> dict[str, str]:
     """Names and one-line descriptions."""
     from unmem.recipes.recipe import ROOMS, shipped
@@ -249,10 +258,10 @@ def _find_anywhere(name: str) -> Kind:
     return known[name]
 
 
-def _summary(root: Path) -> None:
-    """The verdict, and where the report lies."""
+def _stop_if_refuted(root: Path) -> None:
+    """An audit that contradicts a proof ends in failure, whatever else the run found."""
+    from unmem.recipes.verdict import contradictions
     from unmem.rundir import read_json
 
-    for sentence in read_json(root / "comparison.json")["verdict"]:
-        click.echo(sentence)
-    click.echo(f"\nreport: {root / 'report.html'}")
+    if found := contradictions(read_json(root / "comparison.json")):
+        _complain("\n".join(found), CHECK_FAILED)

@@ -156,6 +156,27 @@ def validate(cls: type[T], options: Any, path: str, problems: list[Problem], bes
         return None
 
 
+def nested(package: str, base: type[Any]) -> Any:
+    """The type of a field that is a component itself: a ``base`` of ``package``, written as a mapping with its kind."""
+
+    def read(value: Any) -> Any:
+        if isinstance(value, base):
+            return value
+        problems: list[Problem] = []
+        built = build(package, value, "", problems)
+        if problems:
+            raise ValueError("; ".join(str(problem).lstrip(".") for problem in problems))
+        if not isinstance(built, base):
+            raise ValueError(f"{value['kind']} cannot stand here: it is no {base.__name__}")
+        return built
+
+    def write(value: Any) -> dict[str, Any]:
+        room, _, kind = type(value).__module__.rpartition(".")
+        return {"kind": kind if room == package else type(value).__module__, **dump(value)}
+
+    return Annotated[base, pydantic.BeforeValidator(read), pydantic.PlainSerializer(write)]
+
+
 def dump(value: Any) -> dict[str, Any]:
     """A component's fields, defaults included, as plain JSON data."""
     plain: dict[str, Any] = pydantic.TypeAdapter(type(value)).dump_python(value, mode="json")

@@ -74,11 +74,11 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every array of an ``.npz``; pickled objects are refused."""
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Read these arrays of an ``.npz``, those that it has, or every one; pickled objects are refused."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            return {name: file[name] for name in file.files if not names or name in names}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as error:  # a damaged zip raises anything from zlib.error to EOFError

@@ -5,16 +5,23 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
+from tests.conftest import Asked
 from unmem.component import Kind, UserError, build, dump, kinds
-from unmem.evaluate.audit import Audit
-from unmem.evaluate.results import Distances, Matches, Scores
+from unmem.evaluate.audit import Audit, Planted, Split, draw
+from unmem.evaluate.canaries import Canaries
+from unmem.evaluate.results import CanaryScores, Distances, Matches, Scores
+from unmem.evaluate.shadows import Shadows, inside
 from unmem.recipes.recipe import ROOMS, load, shipped
 from unmem.rng import stream
+from unmem.train.diffusion import Diffusion, make_scheduler
+from unmem.train.imageset import ImageSet
 
 ALL = [pytest.param(room, kind, id=f"{room}/{kind.name}") for room, p in ROOMS.items() for kind in kinds(p).values()]
 IN_ROOM = {room: list(kinds(package).values()) for room, package in ROOMS.items()}
@@ -32,8 +39,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "nearest_distance": {"samples": 40},
     "frechet": {"samples": 40},
     "classifier": {"samples": 40, "steps": 60},
-    "pipeline": {"path": "somewhere", "images": "somewhere.npy"},
+    "pipeline": {"path": "somewhere"},
 }
+ACCESS = {"samples", "predictions", "gradients", "shadows", "canaries", "captions"}
 
 
 def example(room: str, kind: Kind) -> Any:
@@ -77,42 +85,88 @@ def test_a_data_mitigation_accounts_for_every_image(kind: Kind, audit: Audit) ->
     assert (len(alone), nothing) == (1, [])
 
 
-class Stranger:
-    """A target that has never seen any image of the audit: noise for samples, noise for losses."""
+class Untrained:
+    """A denoiser that has never seen any image of the audit: one random convolution, and a caption's length."""
 
-    access = frozenset({"samples", "losses", "gradients"})
+    conditioning: Literal["none", "class", "text"] = "text"
+    shape = (8, 8, 1)
 
-    def samples(self, count: int) -> np.ndarray:
-        return stream(1, "samples").integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.network = nn.Conv2d(1, 1, 3, padding=1).requires_grad_(False)
+        self.diffusion = Diffusion.of(make_scheduler("linear", "epsilon", 1000))
 
-    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
-        return (eps.astype(np.float64) ** 2).mean((1, 2, 3))
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+    def condition(self, count: int, labels: np.ndarray | None, captions: tuple[str, ...] | None) -> Tensor:
+        return torch.tensor([[len(text) / 100] for text in captions or [""] * count])
+
+    def predict(self, z_t: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        predicted: Tensor = self.network(z_t) + condition[:, :, None, None]
+        return predicted
+
+
+@pytest.fixture(scope="module")
+def captioned(digits: ImageSet) -> Audit:
+    """An audit with everything: captions, planted images, canaries."""
+    texts = tuple(f"a handwritten digit, number {i} of many" for i in range(len(digits)))
+    canaries = Canaries(images=40, source="noise", copies=(1, 1, 1, 2))
+    split = Split(members=100, nonmembers=100, planted=Planted(images=2, copies=4), canaries=canaries)
+    return draw(dataclasses.replace(digits, captions=texts), split, seed=0)
+
+
+@pytest.fixture(scope="module")
+def stranger(captioned: Audit) -> Asked:
+    """A target that knows nothing, and shadows that know nothing of what they are said to have seen."""
+    config = Shadows(count=8)
+    samples = noise_images(50)
+    shadows = [
+        Asked(Untrained(k + 1), captioned, generated=samples, inside=inside(captioned, config, k, 0)) for k in range(8)
+    ]
+    return Asked(Untrained(0), captioned, generated=samples, shadows=shadows)
+
+
+def noise_images(count: int) -> np.ndarray:
+    return stream(1, "samples").integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("kind", IN_ROOM["attacks"], ids=lambda k: k.name)
-def test_an_attack_repeats_itself_and_finds_nothing_where_there_is_nothing(kind: Kind, audit: Audit) -> None:
+def test_an_attack_repeats_itself_and_finds_nothing_where_there_is_nothing(
+    kind: Kind, captioned: Audit, stranger: Asked
+) -> None:
     from unmem.evaluate.analysis import Compare, analyse
 
-    attack, target = example("attacks", kind), Stranger()
-    assert attack.needs <= {"samples", "losses", "gradients"}
-    result = attack.run(target, audit, 3)
+    attack = example("attacks", kind)
+    assert attack.needs <= ACCESS
+    assert bool(attack.readings) == bool(attack.needs & {"predictions", "gradients"})
+    assert all(reading.probe.access in attack.needs and reading.probe.queries > 0 for reading in attack.readings)
+    result, again = attack.run(stranger, captioned, 3), attack.run(stranger, captioned, 3)
     for name, array in vars(result).items():
-        np.testing.assert_array_equal(array, getattr(attack.run(target, audit, 3), name))
+        np.testing.assert_array_equal(array, getattr(again, name))
         assert np.isfinite(array).all(), name
-    report = analyse(result, audit, frozenset(), Compare(confidence=0.999), 0)
+    report = analyse(result, captioned, frozenset(), Compare(confidence=0.999, tpr_at_fpr=(0.2,)), 0)
     for name, estimate in report["estimates"].items():
         assert estimate["n"], name
         if estimate["value"] is None:
             assert estimate["note"], name
         else:
-            assert estimate["low"] <= estimate["value"] <= estimate["high"], name
+            assert estimate["low"] <= estimate["value"] <= (estimate["high"] or np.inf), name
+    found = report["estimates"]
     if isinstance(result, Scores) and kind.name != "blind":
-        assert report["estimates"]["auc"]["low"] <= 0.5 <= report["estimates"]["auc"]["high"]
+        assert found["auc"]["low"] <= 0.5 <= found["auc"]["high"]
+        assert found["permutation_p_value"]["value"] > 0.005
+        assert len(result.generated) == 50
+        assert len(result.canaries) == 40
     if isinstance(result, Matches):
-        assert report["estimates"]["extracted"]["value"] == 0
+        assert found["extracted"]["value"] == 0
     if isinstance(result, Distances):
-        estimate = report["estimates"]["nearer_to_training"]
-        assert estimate["low"] <= 0.5 <= estimate["high"]
+        assert found["nearer_to_training"]["low"] <= 0.5 <= found["nearer_to_training"]["high"]
+    if isinstance(result, CanaryScores):
+        assert found["epsilon"]["value"] < 1
 
 
 @pytest.mark.parametrize("kind", IN_ROOM["features"], ids=lambda k: k.name)
@@ -132,13 +186,11 @@ def test_features_have_the_promised_shape(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", IN_ROOM["quality"], ids=lambda k: k.name)
 def test_quality_prefers_real_images_to_noise(kind: Kind, audit: Audit) -> None:
-    import torch
-
     torch.set_num_threads(1)
     measure = example("quality", kind)
     labels = audit.member_images.labels if measure.needs_labels else None
     real = measure.measure(audit.member_images.images(), labels, audit, 0)
-    noise = measure.measure(Stranger().samples(40), labels, audit, 0)
+    noise = measure.measure(noise_images(40), labels, audit, 0)
     for measured in (real, noise):
         estimate = measured.estimate
         assert estimate.low is not None
@@ -146,7 +198,7 @@ def test_quality_prefers_real_images_to_noise(kind: Kind, audit: Audit) -> None:
         assert measured.reference_name
     better = real.estimate.value < noise.estimate.value
     assert better if real.better == "lower" else real.estimate.value > noise.estimate.value
-    again = measure.measure(Stranger().samples(40), labels, audit, 0)
+    again = measure.measure(noise_images(40), labels, audit, 0)
     assert again == noise
 
 

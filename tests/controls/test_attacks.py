@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from tests.conftest import Generator
+from tests.conftest import Asked, Generator
+from tests.optimal import OptimalDenoiser
 from unmem.evaluate.analysis import Compare, analyse, extracted
 from unmem.evaluate.attacks.blind import Blind
 from unmem.evaluate.attacks.generate_and_filter import GenerateAndFilter
 from unmem.evaluate.attacks.loss import Loss
 from unmem.evaluate.attacks.nearest_distance import NearestDistance
 from unmem.evaluate.audit import Audit, Planted, Split, draw
+from unmem.evaluate.denoisers.opening import open_denoiser
 from unmem.evaluate.results import Matches, Scores
-from unmem.evaluate.targets.pipeline import Pipeline
 from unmem.rng import stream
 from unmem.train.config import Sampling, Train
-from unmem.train.diffusion import Diffusion, make_scheduler, to_model
 from unmem.train.imageset import ImageSet
 from unmem.train.models.unet import UNet
 from unmem.train.sampling import open_pipeline, sample_to_disk
@@ -32,24 +32,6 @@ COMPARE = Compare(confidence=0.99, tpr_at_fpr=(0.1,))
 @pytest.fixture(scope="module")
 def split(digits: ImageSet) -> Audit:
     return draw(digits, Split(members=150, nonmembers=150, planted=Planted(images=3, copies=5)), seed=1)
-
-
-class OptimalDenoiser:
-    """The closed-form minimiser of the loss over the training set (Gu et al. 2023): the ideal memorizer."""
-
-    access = frozenset({"losses"})
-
-    def __init__(self, training: ImageSet) -> None:
-        self._x0 = to_model(training.images()).flatten(1).double()
-        self._diffusion = Diffusion.of(make_scheduler("cosine", "epsilon", 1000))
-
-    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
-        alpha = float(self._diffusion.alphas_cumprod[t])
-        noise = torch.from_numpy(eps).flatten(1).double()
-        x_t = alpha**0.5 * to_model(np.ascontiguousarray(images)).flatten(1).double() + (1 - alpha) ** 0.5 * noise
-        weights = torch.softmax(-torch.cdist(x_t, alpha**0.5 * self._x0).square() / (2 * (1 - alpha)), dim=1)
-        predicted = (x_t - alpha**0.5 * weights @ self._x0) / (1 - alpha) ** 0.5
-        return (predicted - noise).square().mean(1).numpy()
 
 
 def noisy(images: np.ndarray, seed: int) -> np.ndarray:
@@ -91,7 +73,7 @@ def test_new_digits_are_no_extraction(split: Audit, digits: ImageSet) -> None:
 
 
 def test_the_optimal_denoiser_is_a_perfect_target(split: Audit) -> None:
-    found = figures(Loss(timesteps=(100,), draws=2), OptimalDenoiser(split.training), split)
+    found = figures(Loss(timesteps=(100,), draws=2), Asked(OptimalDenoiser(split.training), split), split)
     assert found["auc"]["value"] > 0.99
     assert found["tpr_at_fpr[0.1]"]["value"] > 0.95
 
@@ -99,14 +81,14 @@ def test_the_optimal_denoiser_is_a_perfect_target(split: Audit) -> None:
 def test_the_optimal_denoiser_of_other_images_is_no_target(split: Audit, digits: ImageSet) -> None:
     known = {name.split("#")[0] for name in split.data.ids}
     others = digits.take(np.array([i for i, name in enumerate(digits.ids) if name not in known]))
-    found = figures(Loss(timesteps=(100,), draws=2), OptimalDenoiser(others), split)
+    found = figures(Loss(timesteps=(100,), draws=2), Asked(OptimalDenoiser(others), split), split)
     assert found["auc"]["low"] <= 0.5 <= found["auc"]["high"]
-    swapped = figures(Loss(timesteps=(100,), draws=2), OptimalDenoiser(split.nonmember_images), split)
+    swapped = figures(Loss(timesteps=(100,), draws=2), Asked(OptimalDenoiser(split.nonmember_images), split), split)
     assert swapped["auc"]["value"] < 0.01  # larger means member: the direction is not the attack's to choose
 
 
 @pytest.fixture(scope="module")
-def overfit(split: Audit, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+def overfit(split: Audit, tmp_path_factory: pytest.TempPathFactory) -> Asked:
     """A small U-Net trained long on the split's members, and its samples."""
     torch.set_num_threads(1)
     directory = tmp_path_factory.mktemp("overfit")
@@ -118,11 +100,12 @@ def overfit(split: Audit, tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
     )  # fmt: skip
     pipeline = open_pipeline(directory / "pipeline")
     sample_to_disk(pipeline, Sampling(steps=20), 256, directory / "samples", seed=0, accelerator=accelerator)
-    return Pipeline(path=str(directory / "pipeline"), images=str(directory / "samples" / "images.npy"))
+    samples = np.load(directory / "samples" / "images.npy")
+    return Asked(open_denoiser(directory / "pipeline", "cpu"), split, generated=samples)
 
 
 @pytest.mark.slow
-def test_an_overfit_model_gives_its_members_away(overfit: Pipeline, split: Audit) -> None:
+def test_an_overfit_model_gives_its_members_away(overfit: Asked, split: Audit) -> None:
     found = figures(Loss(timesteps=(50, 100, 200), draws=4), overfit, split)
     assert found["auc"]["low"] > 0.6
     assert found["auc_planted"]["value"] > found["auc"]["value"]
@@ -142,13 +125,14 @@ def test_the_blind_control_sees_a_guessable_split_and_only_that(split: Audit, di
     assert analyse(Blind().run(None, unfair, 0), unfair, frozenset(), COMPARE, 0)["estimates"]["auc"]["low"] > 0.9
 
 
-def test_scores_do_not_depend_on_the_batch(split: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The noise of an image is named by its block: scores of a prefix are a prefix of the scores."""
-    target = OptimalDenoiser(split.training)
-    whole = Loss(timesteps=(50,), draws=1).run(target, split, 7)
-    fewer = Audit(split.data, split.members, split.nonmembers[:20], split.planted, split.copies)
-    part = Loss(timesteps=(50,), draws=1).run(target, fewer, 7)
-    np.testing.assert_array_equal(part.members, whole.members)
+def test_scores_do_not_depend_on_the_batch(split: Audit) -> None:
+    """The noise of an image is named by its place: scores of a prefix are a prefix of the scores."""
+    denoiser, attack = OptimalDenoiser(split.training), Loss(timesteps=(50,), draws=1, flips=True)
+    whole = attack.run(Asked(denoiser, split), split, 7)
+    fewer = dataclasses.replace(split, nonmembers=split.nonmembers[:20])
+    part = attack.run(Asked(denoiser, fewer, batch=37), fewer, 7)
+    np.testing.assert_allclose(part.members, whole.members, rtol=1e-5)
+    np.testing.assert_allclose(part.nonmembers, whole.nonmembers[:20], rtol=1e-5)
 
 
 def test_matching_by_hand(split: Audit) -> None:
@@ -163,23 +147,3 @@ def test_matching_by_hand(split: Audit) -> None:
     assert result.member_distance[0] == pytest.approx(d.min(), rel=1e-5)
     assert result.member_ratio[0] == pytest.approx(d.min() / (0.5 * np.sort(d)[:10].mean()), rel=1e-5)
     assert extracted(result, len(members), threshold=0.0).sum() == 0
-
-
-def test_a_pipeline_target_reads_its_own_schedule(tmp_path: Path, digits: ImageSet) -> None:
-    """The loss of a saved pipeline is the loss of its network under its own schedule and prediction type."""
-    from diffusers import DDPMPipeline
-
-    network = UNet(channels=(8, 16), layers=1).build((8, 8, 1), None).eval()
-    eps, images = stream(0, "eps").standard_normal((4, 1, 8, 8), dtype=np.float32), digits.images(slice(0, 4))
-    found = {}
-    for prediction in ("epsilon", "v_prediction"):
-        scheduler = make_scheduler("linear", prediction, 500)
-        DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(tmp_path / prediction)
-        found[prediction] = Pipeline(path=str(tmp_path / prediction), images="none").losses(images, None, 120, eps)
-        x0, noise, t = to_model(images), torch.from_numpy(eps), torch.full((4,), 120)
-        with torch.no_grad():
-            out = network(scheduler.add_noise(x0, noise, t), t).sample
-        target = noise if prediction == "epsilon" else scheduler.get_velocity(x0, noise, t)
-        expected = (out - target).square().mean((1, 2, 3)).double().numpy()
-        np.testing.assert_allclose(found[prediction], expected, rtol=1e-5)
-    assert not np.allclose(found["epsilon"], found["v_prediction"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,16 +10,19 @@ from pydantic import Field
 
 from unmem.component import Confidence, component
 from unmem.evaluate.audit import Audit
-from unmem.evaluate.results import Distances, Matches, Result, Scores
+from unmem.evaluate.canary_figures import canary_figures
+from unmem.evaluate.results import CanaryScores, Distances, Matches, Result, Scores
 from unmem.evaluate.statistics import (
     Estimate,
     auc,
     auc_difference,
     balanced_accuracy,
     paired_rate_difference,
+    permutation_p_value,
     rate,
     roc,
     tpr_at_fpr,
+    transferred,
 )
 from unmem.rng import stream
 
@@ -57,18 +61,22 @@ def analyse(result: Result, audit: Audit, dropped: frozenset[str], compare: Comp
         return _membership(result, audit, dropped, compare, seed)
     if isinstance(result, Matches):
         return _extraction(result, audit, compare)
+    if isinstance(result, CanaryScores):
+        return canary_figures(result, compare, seed)
     return _nearness(result, compare)
 
 
 def difference(first: Result, second: Result, audit: Audit, compare: Compare, seed: int) -> dict[str, Estimate]:
     """Estimates of ``first`` minus those of ``second``, paired over the same images; by the estimates' names."""
     if isinstance(first, Scores) and isinstance(second, Scores):
-        rng, planted = stream(seed, "difference"), audit.is_planted()
-        pairs = {"auc": np.ones_like(planted)} | ({"auc_planted": planted} if planted.any() else {})
+        rng = stream(seed, "difference")
+        (tested, _), (fresh, _) = tested_scores(first)
+        planted = audit.is_planted() & tested
+        pairs = {"auc": tested} | ({"auc_planted": planted} if planted.any() else {})
         return {
             name: auc_difference(
-                (first.members[chosen], first.nonmembers),
-                (second.members[chosen], second.nonmembers),
+                (first.members[chosen], first.nonmembers[fresh]),
+                (second.members[chosen], second.nonmembers[fresh]),
                 compare.confidence,
                 rng,
             )
@@ -99,9 +107,9 @@ def _found(nearest: np.ndarray, ratio: np.ndarray, count: int, limit: float) -> 
 
 def _membership(scores: Scores, audit: Audit, dropped: frozenset[str], compare: Compare, seed: int) -> dict[str, Any]:
     """AUC, TPR at FPR and balanced accuracy; over all members, those trained on, and the planted ones."""
-    members, nonmembers, confidence = scores.members, scores.nonmembers, compare.confidence
-    planted = audit.is_planted()
-    trained = np.array([name not in dropped for name in audit.members])
+    (tested, members), (fresh, nonmembers) = tested_scores(scores)
+    confidence, planted = compare.confidence, audit.is_planted()[tested]
+    trained = np.array([name not in dropped for name in audit.members])[tested]
     estimates = {"auc": auc(members, nonmembers, confidence, stream(seed, "auc"))}
     if not trained.all():
         estimates["auc_as_trained"] = auc(members[trained], nonmembers, confidence, stream(seed, "trained"))
@@ -110,7 +118,23 @@ def _membership(scores: Scores, audit: Audit, dropped: frozenset[str], compare: 
     for fpr in compare.tpr_at_fpr:
         estimates[f"tpr_at_fpr[{fpr:g}]"] = tpr_at_fpr(members, nonmembers, fpr, confidence)
     estimates["balanced_accuracy"] = balanced_accuracy(members, nonmembers, confidence, stream(seed, "halves"))
+    calibration = audit.is_calibration().nonmembers
+    for fpr in compare.tpr_at_fpr:
+        kept = fresh & ~calibration
+        tpr, seen = transferred(members, scores.nonmembers[kept], scores.nonmembers[calibration], fpr, confidence)
+        estimates |= {f"tpr_transferred[{fpr:g}]": tpr, f"fpr_transferred[{fpr:g}]": seen}
+    estimates["permutation_p_value"] = permutation_p_value(members, nonmembers, confidence, stream(seed, "shuffle"))
+    if len(scores.generated):
+        generated = auc(scores.generated, nonmembers, confidence, stream(seed, "generated"))
+        estimates["auc_generated"] = replace(generated, note="the model's own samples in place of members")
     return {"type": "membership", "estimates": _plain(estimates), "roc": roc(members, nonmembers)}
+
+
+def tested_scores(scores: Scores) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Which members' membership the attack did not learn from, bool [members], and their scores; then non-members."""
+    groups = (scores.members, scores.fitted_members), (scores.nonmembers, scores.fitted_nonmembers)
+    masks = [~fitted if len(fitted) else np.ones(len(values), dtype=bool) for values, fitted in groups]
+    return (masks[0], scores.members[masks[0]]), (masks[1], scores.nonmembers[masks[1]])
 
 
 def _extraction(matches: Matches, audit: Audit, compare: Compare) -> dict[str, Any]:

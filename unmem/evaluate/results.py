@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from unmem.component import UserError
 from unmem.evaluate.audit import Audit
+from unmem.evaluate.matrix.reading import Reading
+from unmem.evaluate.rows import Rows
 from unmem.rundir import read_arrays, write_arrays
+
+
+def _no_images() -> np.ndarray:
+    return np.empty(0)
+
+
+def _no_masks() -> np.ndarray:
+    return np.empty(0, dtype=bool)
 
 
 @dataclass(frozen=True)
@@ -20,10 +31,30 @@ class Scores:
     Attributes:
         members: float64 [members], in the audit's order.
         nonmembers: float64 [nonmembers], in the audit's order.
+        generated: float64 [generated]: the model's own samples as a third class, a control; may be empty.
+        fitted_members: bool [members]: whose membership the attack learnt from; they are no part of its figures. Empty
+            where it learnt from none.
+        fitted_nonmembers: bool [nonmembers], likewise.
+        canaries: float64 [canaries], in the audit's order; empty without canaries.
     """
 
     members: np.ndarray
     nonmembers: np.ndarray
+    generated: np.ndarray = field(default_factory=_no_images)
+    fitted_members: np.ndarray = field(default_factory=_no_masks)
+    fitted_nonmembers: np.ndarray = field(default_factory=_no_masks)
+    canaries: np.ndarray = field(default_factory=_no_images)
+
+
+@dataclass(frozen=True)
+class SetScores(Scores):
+    """Scores whose evidence is to be added up over a set.
+
+    Attributes:
+        sizes: int64 [k], of the subsets that are tested.
+    """
+
+    sizes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -62,14 +93,50 @@ class Distances:
     nonmember: np.ndarray
 
 
-Result = Scores | Matches | Distances
+@dataclass(frozen=True)
+class CanaryScores:
+    """Scores of canaries beside their coins: larger means more likely inserted.
+
+    Attributes:
+        scores: float64 [canaries], in the audit's order.
+        inserted: bool [canaries], the coins.
+        copies: int64 [canaries], how often each is in the training set if it is inserted.
+        delta: float64 scalar, of the bound on epsilon.
+        confidence: float64 scalar, of the bound on epsilon.
+        split: bool scalar: whether numbers of guesses are chosen on half of the canaries; else Bonferroni pays for it.
+    """
+
+    scores: np.ndarray
+    inserted: np.ndarray
+    copies: np.ndarray
+    delta: np.ndarray
+    confidence: np.ndarray
+    split: np.ndarray
+
+
+Result = Scores | Matches | Distances | CanaryScores
+
+
+class Shadow(Protocol):
+    """A model trained like the audited one, on a random half of the pool that it was drawn from.
+
+    Attributes:
+        inside: bool [images] a group: what it was trained on; generated images never.
+    """
+
+    @property
+    def inside(self) -> Rows:
+        """bool [images] a group: what it was trained on; generated images never."""
+
+    def read(self, reading: Reading) -> Rows:
+        """float32 [images, columns] a group: what this model answered."""
 
 
 class Target(Protocol):
     """What is attacked.
 
     Attributes:
-        access: what it gives, of ``samples``, ``losses`` and ``gradients``.
+        access: what it gives, of ``samples``, ``predictions``, ``gradients`` and ``shadows``.
     """
 
     @property
@@ -79,20 +146,30 @@ class Target(Protocol):
     def samples(self, count: int) -> np.ndarray:
         """The first ``count`` generated images, uint8 [count, h, w, c]."""
 
-    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
-        """Denoising losses, float64 [n], of images uint8 [n, h, w, c] at timestep t, noise float32 [n, c, h, w]."""
+    def read(self, reading: Reading) -> Rows:
+        """float32 [images, columns] a group: what the audited model answered."""
+
+    @property
+    def shadows(self) -> Sequence[Shadow]:
+        """Models of the same training; the audited one is never among them."""
 
 
+@runtime_checkable
 class Attack(Protocol):
     """An attack: one file in ``attacks/``.
 
     Attributes:
         needs: the access that it asks of a target; empty for controls that never see the model.
+        readings: what it reads of the matrix; none where it needs samples alone.
     """
 
     @property
     def needs(self) -> frozenset[str]:
         """The access that it asks of a target."""
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What it reads of the matrix; none where it needs samples alone."""
 
     def run(self, target: Target, audit: Audit, seed: int) -> Result:
         """Attack ``target``; all randomness comes from ``seed``."""
@@ -110,7 +187,8 @@ def load(path: Path) -> Result:
         UserError: when the file is damaged or of an unknown kind.
     """
     arrays: dict[str, Any] = read_arrays(path)
-    classes: dict[str, type[Result]] = {cls.__name__: cls for cls in (Scores, Matches, Distances)}
+    known: tuple[type[Result], ...] = (Scores, SetScores, Matches, Distances, CanaryScores)
+    classes = {cls.__name__: cls for cls in known}
     try:
         return classes[str(arrays.pop("kind"))](**arrays)
     except (KeyError, TypeError) as error:

@@ -136,6 +136,50 @@ def tpr_at_fpr(members: np.ndarray, nonmembers: np.ndarray, fpr: float, confiden
     return Estimate(hits / len(members), low, high, counts, f"the threshold's own FPR: {fpr_low:.3f} to {fpr_high:.3f}")
 
 
+def transferred(
+    members: np.ndarray, nonmembers: np.ndarray, calibration: np.ndarray, fpr: float, confidence: float
+) -> tuple[Estimate, Estimate]:
+    """TPR and FPR at a threshold that other non-members set: what an attacker without the answers would reach.
+
+    Args:
+        members: float64 [m], scores of members.
+        nonmembers: float64 [n], scores of non-members that took no part in the threshold.
+        calibration: float64 [c], scores of the non-members that set it, at an FPR of at most ``fpr`` among them.
+        fpr: the FPR that is aimed at.
+        confidence: of Clopper and Pearson's intervals.
+    """
+    expected = fpr * len(calibration)
+    if expected < RESOLVABLE or not len(nonmembers):
+        needed = int(np.ceil(RESOLVABLE / fpr))
+        note = f"withheld: {len(calibration)} calibration images cannot set an FPR of {fpr:g} (needs {needed})"
+        none = Estimate(None, None, None, {"calibration": len(calibration)}, note)
+        return none, none
+    threshold = np.sort(calibration)[::-1][int(expected + 1e-9)] if fpr < 1 else -np.inf
+    hits, alarms = int((members > threshold).sum()), int((nonmembers > threshold).sum())
+    note = f"at the threshold for an FPR of {fpr:g} on {len(calibration)} calibration images"
+    return rate(hits, len(members), confidence, note), rate(alarms, len(nonmembers), confidence, note)
+
+
+def permutation_p_value(
+    members: np.ndarray, nonmembers: np.ndarray, confidence: float, rng: np.random.Generator
+) -> Estimate:
+    """How often shuffled labels give an AUC at least as large: the chance of the attack's AUC under no membership.
+
+    The value is (1 + exceeded) / (1 + shuffles), which is never 0; the interval is Clopper and Pearson's for the share.
+    """
+    counts = {"members": len(members), "nonmembers": len(nonmembers)}
+    if min(counts.values()) == 0:
+        return Estimate(None, None, None, counts, "nothing was counted")
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([members, nonmembers]))
+    found = ranks[: len(members)].sum()
+    shuffled = (rng.permutation(ranks)[: len(members)].sum() for _ in range(RESAMPLES))
+    exceeded = sum(bool(total >= found) for total in shuffled)
+    low, high = clopper_pearson(exceeded, RESAMPLES, confidence)
+    return Estimate((1 + exceeded) / (1 + RESAMPLES), low, high, {"exceeded": exceeded, "shuffles": RESAMPLES})
+
+
 def balanced_accuracy(
     members: np.ndarray, nonmembers: np.ndarray, confidence: float, rng: np.random.Generator
 ) -> Estimate:

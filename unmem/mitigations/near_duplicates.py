@@ -51,24 +51,49 @@ class NearDuplicates:
 
     def apply(self, data: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, list[Dropped]]:
         """The set without its near-duplicates, and a ledger entry (distance in bits) for each dropped image."""
-        from unmem.mitigations.dedup import hamming, threshold
+        from unmem.mitigations.dedup import hamming
         from unmem.mitigations.dedup.leave_out import leave_out
         from unmem.mitigations.dedup.relations import NearHash
 
         codes, turned, firm = self._hashes(data)
         rows = np.flatnonzero(firm)
-        radius = self.max_distance
-        if radius == "auto":
-            distinct = np.unique(codes[rows], axis=0)
-            chosen = threshold.choose(len(distinct), distinct, rng, comparisons=8 if self.dihedral else 1)
-            progress.say(f"near_duplicates: max_distance {chosen.max_distance} of {self.bits} bits: {chosen.reason}")
-            radius = chosen.max_distance
+        radius = self._bits(codes[rows], rng)
         if turned is None:
             edges = hamming.forest(codes[rows], radius)
         else:
             edges = hamming.forest_between(turned[rows].reshape(-1, codes.shape[1]), codes[rows], radius)
             edges = edges // np.array([8, 1])
         return leave_out(data, rows[edges], NearHash(codes, firm, radius, turned), "near_duplicates")
+
+    def repeated(self, others: ImageSet, data: ImageSet, rng: np.random.Generator) -> list[Dropped]:
+        """A ledger entry (distance in bits) for each image of ``others`` that is like one of ``data``, which it names.
+
+        What is alike within one of the sets does not matter.
+        """
+        from unmem.mitigations.dedup import hamming
+
+        (codes, turned, firm), (theirs, _, clear) = self._hashes(data), self._hashes(others)
+        rows, columns = np.flatnonzero(firm), np.flatnonzero(clear)
+        radius = self._bits(np.concatenate([codes[rows], theirs[columns]]), rng)
+        ours = codes[rows] if turned is None else turned[rows].reshape(-1, codes.shape[1])
+        edges = hamming.forest_between(ours, theirs[columns], radius)
+        found = []
+        for left, right in edges[np.unique(edges[:, 1], return_index=True)[1]].tolist():
+            bits = hamming.distances(theirs[columns[right]], ours[left : left + 1])[0]
+            kept = rows[left * len(rows) // len(ours)]
+            found.append(Dropped(others.ids[columns[right]], data.ids[kept], float(bits), "near_duplicates"))
+        return found
+
+    def _bits(self, codes: np.ndarray, rng: np.random.Generator) -> int:
+        """The distance: as set, or by the codes uint64 [n, w] that are to be compared."""
+        from unmem.mitigations.dedup import threshold
+
+        if self.max_distance != "auto":
+            return self.max_distance
+        distinct = np.unique(codes, axis=0)
+        chosen = threshold.choose(len(distinct), distinct, rng, comparisons=8 if self.dihedral else 1)
+        progress.say(f"near_duplicates: max_distance {chosen.max_distance} of {self.bits} bits: {chosen.reason}")
+        return chosen.max_distance
 
     def _hashes(self, data: ImageSet) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
         """Codes uint64 [n, w], those of all turns [n, 8, w] if wanted, and which images hold enough for one."""

@@ -2,38 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
-from unmem import progress
-from unmem.component import UserError
-from unmem.evaluate import results
-from unmem.evaluate.analysis import analyse
 from unmem.evaluate.audit import Audit
-from unmem.recipes import gallery
-from unmem.recipes.recipe import Recipe, kind_of
-from unmem.rng import derive, stream
-from unmem.rundir import Stage, read_json, write_json
+from unmem.recipes.probing import generated_set, matrix_stage, readings_of
+from unmem.recipes.recipe import Recipe
+from unmem.recipes.training import data_stage, left_by, train_stage
+from unmem.rng import derive
+from unmem.rundir import Stage
 from unmem.train.imageset import ImageSet
-
-if TYPE_CHECKING:
-    from unmem.evaluate.targets.pipeline import Pipeline
-    from unmem.train.update import UpdateRule
-
-
-Work = Callable[[Path], None]
-"""What a stage does, given its directory."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One arm of a run.
+    """One arm of a run: a model that is trained here, or a finished one.
 
     Attributes:
         recipe: the checked recipe.
@@ -53,180 +37,158 @@ class Arm:
         return self.root / "arms" / self.name
 
     @property
-    def mitigations(self) -> list[dict[str, Any]]:
-        """The arm's mitigations as plain data."""
-        plain: list[dict[str, Any]] = self.recipe.resolved["arms"][self.name]
+    def finished_model(self) -> Any:
+        """The target component, where the model is somebody's finished one."""
+        return self.recipe.targets.get(self.name)
+
+    @property
+    def mitigations(self) -> tuple[Any, ...]:
+        """The arm's mitigations."""
+        return self.recipe.arms.get(self.name, ())
+
+    @property
+    def plain_mitigations(self) -> list[dict[str, Any]]:
+        """The same as plain data."""
+        plain: list[dict[str, Any]] = self.recipe.resolved.get("arms", {}).get(self.name, [])
         return plain
 
     @property
+    def shadows(self) -> list[Shadow]:
+        """The arm's shadow models; none where no attack needs them."""
+        if self.recipe.shadows is None or not self.shadow_attacks:
+            return []
+        return [Shadow(self, number) for number in range(self.recipe.shadows.count)]
+
+    @property
+    def shadow_attacks(self) -> list[Any]:
+        """The attacks that need shadow models."""
+        return [attack for attack in self.recipe.attacks.values() if "shadows" in attack.needs]
+
+    @property
     def finished(self) -> bool:
-        """Whether every stage is done."""
-        return all(stage.finished for stage in self.stages.values())
+        """Whether every stage is done, its shadows' too."""
+        return all(stage.finished for stage in self.stages.values()) and all(s.finished for s in self.shadows)
+
+    @property
+    def model_stages(self) -> dict[str, Stage]:
+        """The stages up to the model's answers, by name, in order, each key holding its upstream's."""
+        recipe, plain, seed = self.recipe, self.recipe.resolved, self.recipe.seed
+        chain: dict[str, Stage] = {}
+        if self.finished_model is None:
+            data = data_stage(
+                self.directory, self.mitigations, self.plain_mitigations, upstream=self.upstream, seed=seed
+            )
+            train = train_stage(self.directory, recipe, self.mitigations, self.plain_mitigations, data.key, seed)
+            chain |= {"data": data, "train": train}
+            model: Any = train.key
+        else:
+            model = [self.upstream, self.finished_model.fingerprint()]
+        samples = {"upstream": model, "seed": seed, "sampling": plain["sampling"], "count": self.samples}
+        chain["samples"] = self._stage("samples", **samples)
+        if readings_of(recipe.attacks.values()):
+            attacks = list(recipe.attacks.values())
+            chain["matrix"] = matrix_stage(self.directory, recipe, attacks, [chain["samples"].key])
+        return chain
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """All stages by name, in order, each key holding its upstream's."""
-        plain, seed = self.recipe.resolved, self.recipe.seed
-        on_data = [p for p, part in zip(self.mitigations, self._parts, strict=True) if hasattr(part, "apply")]
-        on_training = [p for p, part in zip(self.mitigations, self._parts, strict=True) if hasattr(part, "update_rule")]
-        data = self._stage("data", upstream=self.upstream, seed=seed, mitigations=on_data)
-        inputs = {"upstream": data.key, "seed": seed, "model": plain["model"], "train": plain["train"]}
-        if hasattr(self.recipe.model, "fingerprint"):  # it starts from files, which the recipe only names
-            inputs["initial"] = self.recipe.model.fingerprint()
-        train = self._stage("train", **inputs, rule=on_training)
-        count = self.recipe.samples
-        samples = self._stage("samples", upstream=train.key, seed=seed, sampling=plain["sampling"], count=count)
-        chain = {"data": data, "train": train, "samples": samples}
+        """All stages but the shadows', in order."""
+        chain, plain = self.model_stages, self.recipe.resolved
+        shadows = [shadow.stages["matrix"].key for shadow in self.shadows]
         for section in ("attacks", "quality"):
-            for (name, _), part in zip(getattr(self.recipe, section).items(), plain[section], strict=True):
-                inputs = {"upstream": samples.key, "seed": seed, "component": part, "compare": plain["compare"]}
-                chain[f"{section}/{name}"] = self._stage(f"{section}/{name}", **inputs)
+            for (name, part), settings in zip(getattr(self.recipe, section).items(), plain[section], strict=True):
+                upstream = [chain["samples"].key]
+                if getattr(part, "readings", ()):
+                    upstream.append(chain["matrix"].key)
+                if "shadows" in getattr(part, "needs", ()):
+                    upstream += shadows
+                inputs = {"upstream": upstream, "seed": self.recipe.seed, "compare": plain["compare"]}
+                chain[f"{section}/{name}"] = self._stage(f"{section}/{name}", component=settings, **inputs)
         chain["gallery"] = self._stage("gallery", upstream=[stage.key for stage in chain.values()])
         return chain
 
+    @property
+    def samples(self) -> int:
+        """How many images are drawn from the model; none from one that our sampler does not know."""
+        return self.recipe.samples if "samples" in self.access else 0
+
+    @property
+    def access(self) -> frozenset[str]:
+        """What the arm's model gives an attack."""
+        shadows = frozenset({"shadows"} if self.recipe.shadows is not None else ())
+        if self.finished_model is None:
+            return frozenset({"samples", "predictions", "gradients"}) | shadows
+        given: frozenset[str] = self.finished_model.access
+        return given
+
+    @property
+    def pipeline(self) -> Path:
+        """Where the model lies."""
+        return self.directory / "train" / "pipeline" if self.finished_model is None else Path(self.finished_model.path)
+
+    @property
+    def images(self) -> Path:
+        """Where the images drawn from it lie."""
+        return self.directory / "samples" / "images.npy"
+
     def training_set(self, audit: Audit) -> ImageSet:
         """What the arm trains on, once its data stage is done."""
-        gone = {entry["id"] for entry in read_json(self.directory / "data" / "ledger.json")["dropped"]}
-        training = audit.training
-        return training.take(np.array([i for i, name in enumerate(training.ids) if name not in gone], dtype=np.int64))
+        return left_by(self.directory / "data" / "ledger.json", audit.training)
 
     def dropped_members(self, audit: Audit) -> frozenset[str]:
         """Members of which neither the image nor a planted copy was trained on."""
+        if self.finished_model is not None:
+            return frozenset()
         left = {audit.copies.get(name, name) for name in self.training_set(audit).ids}
         return frozenset(name for name in audit.members if name not in left)
 
-    @property
-    def _parts(self) -> tuple[Any, ...]:
-        """The arm's mitigations as components."""
-        return self.recipe.arms[self.name]
+    def generated(self, audit: Audit) -> ImageSet | None:
+        """The model's own samples as a third class, once they are drawn."""
+        return generated_set(self.images, self.recipe.matrix.generated, audit.data.label_names, self.recipe.conditional)
 
     def _stage(self, name: str, **inputs: Any) -> Stage:
         """A stage below the arm's directory."""
         return Stage(self.directory / name, {"stage": name, **inputs})
 
 
-def run_arm(arm: Arm) -> None:
-    """Run, or resume, every stage of an arm; under ``accelerate launch`` on all processes together."""
-    from unmem.train.trainer import make_accelerator
+@dataclass(frozen=True)
+class Shadow:
+    """One shadow model of an arm: trained with its mitigations, on half of the pool.
 
-    recipe, audit = arm.recipe, Audit.open(arm.root)
-    if recipe.train.threads is not None:
-        import torch
+    Attributes:
+        arm: whose.
+        number: which of them.
+    """
 
-        torch.set_num_threads(recipe.train.threads)
-    accelerator = make_accelerator(recipe.train, arm.directory / "train")
-    target = _target(arm, str(accelerator.device))
-    alone: dict[str, Work] = {"data": partial(_mitigate, arm, audit)}
-    together: dict[str, Work] = {
-        "train": partial(_train, arm, audit, accelerator),
-        "samples": partial(_sample, arm, accelerator),
-    }
-    alone |= {f"attacks/{name}": partial(_attack, arm, audit, target, part) for name, part in recipe.attacks.items()}
-    alone |= {f"quality/{name}": partial(_measure, arm, audit, target, part) for name, part in recipe.quality.items()}
-    alone["gallery"] = partial(gallery.make, arm.directory, audit)
-    for name, stage in arm.stages.items():
-        finished = stage.finished
-        accelerator.wait_for_everyone()  # nobody may mark it as finished before all have looked
-        if finished:
-            continue
-        if accelerator.is_main_process:
-            stage.begin()
-        accelerator.wait_for_everyone()
-        if name in together:
-            together[name](stage.directory)
-        elif accelerator.is_main_process:
-            alone[name](stage.directory)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            stage.finish()
-            progress.say(f"{name}: {stage.seconds:.1f} s")
-        accelerator.wait_for_everyone()
+    arm: Arm
+    number: int
 
+    @property
+    def directory(self) -> Path:
+        """The shadow's own directory."""
+        return self.arm.directory / "shadows" / f"{self.number:02d}"
 
-def _mitigate(arm: Arm, audit: Audit, directory: Path) -> None:
-    """Apply the arm's data mitigations, in order."""
-    data, dropped = audit.training, []
-    for i, part in enumerate(arm.recipe.arms[arm.name]):
-        if hasattr(part, "apply"):
-            kept, ledger = part.apply(data, stream(arm.recipe.seed, "mitigation", arm.name, i))
-            if sorted([*kept.ids, *(entry.id for entry in ledger)]) != sorted(data.ids):
-                raise UserError(f"{kind_of(part)}: its ledger does not account for every image that it was given")
-            if not np.array_equal(kept.rows, data.select(kept.ids).rows) or kept.store is not data.store:
-                raise UserError(f"{kind_of(part)}: may leave images out, but neither change nor add any")
-            data = kept
-            dropped += [asdict(entry) for entry in ledger]
-    write_json(directory / "ledger.json", {"kept": len(data), "dropped": dropped})
+    @property
+    def seed(self) -> int:
+        """Of its weights and batches."""
+        return derive(self.arm.recipe.seed, "shadow", self.number)
 
+    @property
+    def finished(self) -> bool:
+        """Whether its answers are there."""
+        return all(stage.finished for stage in self.stages.values())
 
-def _train(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
-    """Train on what the data mitigations left."""
-    from unmem.train.trainer import train
-
-    data, recipe = arm.training_set(audit), arm.recipe
-    # the pipeline is the last file: where it stands, a second training would release a second private model
-    if not (directory / "pipeline").exists():
-        key = read_json(directory / "key.json")["key"]
-        rule = _update_rule(arm, data, directory)
-        train(data, recipe.model, recipe.train, rule, directory, key=key, seed=recipe.seed, accelerator=accelerator)
-    if accelerator.is_main_process:
-        shutil.rmtree(directory / "state", ignore_errors=True)
-
-
-def _sample(arm: Arm, accelerator: Any, directory: Path) -> None:
-    """Draw as many images as the attacks and measures want at most."""
-    from unmem.train.sampling import open_pipeline, sample_to_disk
-
-    if arm.recipe.samples:
-        pipeline = open_pipeline(arm.directory / "train" / "pipeline")
-        sample_to_disk(
-            pipeline, arm.recipe.sampling, arm.recipe.samples, directory, seed=arm.recipe.seed, accelerator=accelerator
-        )
-
-
-def _update_rule(arm: Arm, data: ImageSet, directory: Path) -> UpdateRule:
-    """The arm's way to train: its training mitigation's, or plain."""
-    from unmem.train.update import Plain
-
-    steps = [kind_of(part) for part in arm.recipe.arms[arm.name] if hasattr(part, "apply")]
-    holds_for = f"the {len(data)} training images as given"
-    if steps:
-        holds_for = (
-            f"the {len(data)} images that {', '.join(steps)} left; "
-            "the choice of these images depends on all images and is not covered"
-        )
-    if public := getattr(arm.recipe.model, "public_data", None):
-        holds_for += f"; the network was trained on {public} before, taken as public and not covered"
-    for part in arm.recipe.arms[arm.name]:
-        if hasattr(part, "update_rule"):
-            rule: UpdateRule = part.update_rule(data, arm.recipe.train, holds_for, directory / "state")
-            return rule
-    return Plain(len(data), arm.recipe.train, arm.recipe.seed)
-
-
-def _target(arm: Arm, device: str) -> Pipeline:
-    """The trained model, as attacks see it."""
-    from unmem.evaluate.targets.pipeline import Pipeline
-
-    images = arm.directory / "samples" / "images.npy"
-    return Pipeline(path=str(arm.directory / "train" / "pipeline"), images=str(images), device=device)
-
-
-def _attack(arm: Arm, audit: Audit, target: Pipeline, attack: Any, directory: Path) -> None:
-    """Attack, write the scores, then analyse what was written."""
-    if missing := attack.needs - target.access:
-        raise UserError(f"attack {kind_of(attack)} needs {', '.join(sorted(missing))}, which the target does not give")
-    seed = derive(arm.recipe.seed, "attack", directory.name)
-    results.save(attack.run(target, audit, seed), directory / "scores.npz")
-    scores = results.load(directory / "scores.npz")
-    report = analyse(scores, audit, arm.dropped_members(audit), arm.recipe.compare, seed)
-    write_json(directory / "report.json", {"kind": kind_of(attack), **report})
-
-
-def _measure(arm: Arm, audit: Audit, target: Pipeline, measure: Any, directory: Path) -> None:
-    """Measure quality."""
-    samples = target.samples(measure.samples)
-    conditional = getattr(arm.recipe.model, "conditioning", "none") == "class"
-    labels = np.arange(len(samples)) % len(audit.data.label_names) if conditional else None
-    seed = derive(arm.recipe.seed, "quality", directory.name)
-    measured = measure.measure(samples, labels, audit, seed)
-    write_json(directory / "report.json", {"kind": kind_of(measure), **measured.as_json()})
+    @property
+    def stages(self) -> dict[str, Stage]:
+        """Its stages by name, in order."""
+        arm, recipe = self.arm, self.arm.recipe
+        parts, plain = arm.mitigations, arm.plain_mitigations
+        which = {"upstream": arm.upstream, "seed": self.seed, "number": self.number}
+        data = data_stage(self.directory, parts, plain, **which, shadows=recipe.resolved["shadows"])
+        train = train_stage(self.directory, recipe, parts, plain, data.key, self.seed)
+        upstream = [train.key, arm.model_stages["samples"].key]
+        return {
+            "data": data,
+            "train": train,
+            "matrix": matrix_stage(self.directory, recipe, arm.shadow_attacks, upstream),
+        }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from unmem.evaluate import results
 from unmem.evaluate.analysis import difference
 from unmem.evaluate.audit import Audit
+from unmem.evaluate.canary_figures import measured_epsilon
 from unmem.mitigations.ledger import copies
 from unmem.recipes.arm import Arm
 from unmem.recipes.recipe import Recipe
@@ -25,12 +29,14 @@ def compare(recipe: Recipe, arms: list[Arm], root: Path) -> dict[str, Any]:
         "recipe": recipe.name,
         "against": recipe.compare.against,
         "confidence": recipe.compare.confidence,
+        "shadows": recipe.shadows.count if recipe.shadows is not None else 0,
         "data": {
-            "kind": recipe.resolved["data"]["kind"],
+            "kind": recipe.resolved["data"].get("kind", "given"),
             "members": len(audit.members),
             "nonmembers": len(audit.nonmembers),
             "planted": len(audit.planted),
-            "copies": 1 + len(audit.copies) // max(1, len(audit.planted)),
+            "canaries": len(audit.canaries),
+            "copies": 1 + sum(name in audit.planted for name in audit.copies.values()) // max(1, len(audit.planted)),
             "training_images": len(audit.training),
             "shape": list(audit.data.shape),
             "quarantined": len(read_json(root / "quarantine.json")),
@@ -50,25 +56,45 @@ def compare(recipe: Recipe, arms: list[Arm], root: Path) -> dict[str, Any]:
 
 def _arm(arm: Arm) -> dict[str, Any]:
     """One arm's figures."""
-    ledger = read_json(arm.directory / "data" / "ledger.json")
-    privacy = arm.directory / "train" / "privacy.json"
-    stages = arm.stages
+    ledger, privacy = arm.directory / "data" / "ledger.json", arm.directory / "train" / "privacy.json"
+    trained = read_json(ledger) if ledger.exists() else None
+    spent = read_json(privacy) if privacy.exists() else None
+    seconds = {name: stage.seconds for name, stage in arm.stages.items()}
+    if arm.shadows:
+        seconds["shadows"] = sum(stage.seconds for shadow in arm.shadows for stage in shadow.stages.values())
     return {
-        "mitigations": arm.mitigations,
-        "training_images": ledger["kept"],
-        "dropped": len(ledger["dropped"]),
-        "privacy": read_json(privacy) if privacy.exists() else None,
+        "trained": trained is not None,
+        "mitigations": arm.plain_mitigations,
+        "training_images": trained["kept"] if trained else None,
+        "dropped": len(trained["dropped"]) if trained else 0,
+        "privacy": spent,
+        "measured": _measured(arm, spent) if spent else [],
         "attacks": {name: read_json(arm.directory / "attacks" / name / "report.json") for name in arm.recipe.attacks},
         "quality": {name: read_json(arm.directory / "quality" / name / "report.json") for name in arm.recipe.quality},
-        "seconds": {name: stage.seconds for name, stage in stages.items()},
+        "seconds": seconds,
     }
+
+
+def _measured(arm: Arm, spent: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each canary audit measures at the delta of the guarantee, and whether that contradicts it."""
+    found = []
+    for name in arm.recipe.attacks:
+        result = results.load(arm.directory / "attacks" / name / "scores.npz")
+        if isinstance(result, results.CanaryScores):
+            bound = measured_epsilon(replace(result, delta=np.array(spent["delta"])))
+            # where images are left out by a look at all of them, the guarantee is not about the data with the canaries
+            covered = not spent["void"] and not any(hasattr(part, "apply") for part in arm.mitigations)
+            contradicts = covered and bound.value is not None and bound.value > spent["epsilon"]
+            found.append({"attack": name, "epsilon": bound.as_json(), "contradicts": contradicts})
+    return found
 
 
 def _count_copies(figures: dict[str, Any], arms: list[Arm]) -> None:
     """Say of each extracted image how often it stands in the training set, by the arm whose ledger found most."""
     most: dict[str, int] = {}
     for arm in arms:
-        dropped = read_json(arm.directory / "data" / "ledger.json")["dropped"]
+        ledger = arm.directory / "data" / "ledger.json"
+        dropped = read_json(ledger)["dropped"] if ledger.exists() else []
         for name, count in copies((entry["id"], entry["kept"]) for entry in dropped).items():
             most[name] = max(count, most.get(name, 1))
     for found in figures.values():

@@ -11,7 +11,10 @@ from typing import Any
 from unmem.component import ConfigError, Problem, UserError, build, dump, field_names, kinds, suggest, validate
 from unmem.evaluate.analysis import Compare
 from unmem.evaluate.audit import Split
+from unmem.evaluate.matrix.config import Matrix
+from unmem.evaluate.shadows import Shadows
 from unmem.recipes import yaml_file
+from unmem.recipes.given import Given
 from unmem.rundir import digest
 from unmem.train.config import Sampling, Train
 
@@ -25,7 +28,12 @@ ROOMS = {
     "features": "unmem.evaluate.features",
     "targets": "unmem.evaluate.targets",
 }
-SECTIONS = ("schema", "seed", "data", "model", "train", "sampling", "arms", "attacks", "quality", "compare", "smoke")
+SECTIONS = (
+    "schema", "seed", "data", "model", "train", "sampling", "arms", "targets", "shadows", "matrix", "attacks",
+    "quality", "compare", "smoke",
+)  # fmt: skip
+SIDES = ("members", "nonmembers")
+DRAWN = ("kind", *field_names(Split))  # what a data section holds beside a data set's own fields
 SHIPPED = Path(__file__).parent
 
 
@@ -36,11 +44,14 @@ class Recipe:
     Attributes:
         name: the file's name without ending; ``-smoke`` is added where the smoke section was laid over.
         seed: of everything that is not secret.
-        data: a data set component.
-        split: the audit split.
-        model: a model component.
-        train, sampling, compare: settings.
+        data: a data set component, or two: members and non-members that are given.
+        split: the audit split; None where it is given.
+        model: a model component; None where no arm is trained.
+        train: settings; None likewise.
+        sampling, matrix, compare: settings.
         arms: mitigations of each arm, in order of application.
+        targets: finished models by name; they stand beside the arms.
+        shadows: the fleet of each arm; None without.
         attacks, quality: components by name.
         resolved: all of it as plain data, defaults included; reading it again gives the same recipe.
     """
@@ -48,11 +59,14 @@ class Recipe:
     name: str
     seed: int
     data: Any
-    split: Split
+    split: Split | None
     model: Any
-    train: Train
+    train: Train | None
     sampling: Sampling
+    matrix: Matrix
     arms: dict[str, tuple[Any, ...]]
+    targets: dict[str, Any]
+    shadows: Shadows | None
     attacks: dict[str, Any]
     quality: dict[str, Any]
     compare: Compare
@@ -65,9 +79,25 @@ class Recipe:
 
     @property
     def samples(self) -> int:
-        """Samples that the attacks and quality measures want at most."""
-        wanted = [getattr(part, "samples", 0) for part in (*self.attacks.values(), *self.quality.values())]
-        return max(wanted, default=0)
+        """Samples that the attacks and quality measures want at most, and the control with the model's own samples."""
+        parts = (*self.attacks.values(), *self.quality.values())
+        control = self.matrix.generated if any(attack.readings for attack in self.attacks.values()) else 0
+        return max([getattr(part, "samples", 0) for part in parts] + [control])
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names of all that is attacked: arms, then finished models."""
+        return (*self.arms, *self.targets)
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads of one job; None leaves it to torch, one job after the other."""
+        return None if self.train is None else self.train.threads
+
+    @property
+    def conditional(self) -> bool:
+        """Whether samples of the trained models carry classes."""
+        return getattr(self.model, "conditioning", "none") == "class"
 
 
 def shipped() -> dict[str, Path]:
@@ -117,11 +147,34 @@ def load(recipe: str, *, smoke: bool = False, settings: tuple[str, ...] = ()) ->
         plain, name = _overlay(plain, overlay, "smoke", problems), f"{name}-smoke"
     else:
         _overlay(plain, overlay, "smoke", problems)  # a broken smoke section is a problem even when it is not used
+    return changed(plain, name, settings, path.name, problems)
+
+
+def changed(
+    plain: Mapping[str, Any],
+    name: str,
+    settings: tuple[str, ...],
+    source: str,
+    problems: list[Problem] | None = None,
+) -> Recipe:
+    """Change a plain recipe, and check it.
+
+    Args:
+        plain: as a file holds it, without ``smoke``.
+        name: the recipe's.
+        settings: as :func:`load` takes them.
+        source: what messages call it.
+        problems: what is known to be wrong already.
+
+    Raises:
+        ConfigError: with every problem.
+    """
+    problems = [] if problems is None else problems
     for setting in settings:
         plain = _overlay(plain, _setting(setting), "--set", problems)
     found = check(plain, name, problems)
     if found is None:
-        raise ConfigError(path.name, problems)
+        raise ConfigError(source, problems)
     return found
 
 
@@ -139,37 +192,56 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
     if not isinstance(seed, int) or isinstance(seed, bool):
         problems.append(Problem("seed", f"must be a whole number; got {seed!r}"))
     data, split = _data(plain.get("data"), problems)
-    model = build(ROOMS["models"], plain.get("model"), "model", problems)
-    train = validate(Train, plain.get("train"), "train", problems)
+    targets = _targets(plain.get("targets", {}), problems)
+    trained = "arms" in plain or not targets
+    model = build(ROOMS["models"], plain.get("model"), "model", problems) if trained else None
+    train = validate(Train, plain.get("train"), "train", problems) if trained else None
     sampling = validate(Sampling, plain.get("sampling", {}), "sampling", problems)
-    compare = validate(Compare, plain.get("compare", {}), "compare", problems)
-    arms = _arms(plain.get("arms"), problems)
+    matrix = validate(Matrix, plain.get("matrix", {}), "matrix", problems)
+    shadows = validate(Shadows, plain["shadows"], "shadows", problems) if plain.get("shadows") else None
+    against = {} if trained else {"against": next(iter(targets), "")}
+    compare = validate(Compare, {**against, **plain.get("compare", {})}, "compare", problems)
+    arms = _arms(plain.get("arms"), problems) if trained else {}
     attacks = _named(plain.get("attacks", []), "attacks", problems)
     quality = _named(plain.get("quality", []), "quality", problems)
-    if compare is not None and arms and compare.against not in arms:
+    names = [*arms, *targets]
+    for name in targets:
+        if name in arms:
+            problems.append(Problem(f"targets.{name}", "is the name of an arm, too"))
+    if compare is not None and names and compare.against not in names:
         problems.append(
-            Problem("compare.against", f"must be one of the arms {', '.join(arms)}; got {compare.against!r}")
+            Problem("compare.against", f"must be one of the arms {', '.join(names)}; got {compare.against!r}")
         )
+    if trained:
+        _check_shadows(attacks, shadows, problems)
+    else:
+        _check_finished(attacks, shadows, problems)
     labelled = [name for name, measure in quality.items() if measure is not None and measure.needs_labels]
     if labelled and model is not None and getattr(model, "conditioning", "class") == "none":
         for name in labelled:
             problems.append(Problem(f"quality.{name}", "needs a class-conditional model (model.conditioning: class)"))
     if problems:
         return None
-    assert split is not None and train is not None and sampling is not None and compare is not None
+    assert sampling is not None and matrix is not None and compare is not None
     resolved = {
         "schema": SCHEMA,
         "seed": seed,
-        "data": {"kind": plain["data"]["kind"], **dump(data), **dump(split)},
-        "model": {"kind": plain["model"]["kind"], **dump(model)},
-        "train": dump(train),
+        "data": _resolved_data(data, split),
+        **({"model": {"kind": plain["model"]["kind"], **dump(model)}, "train": dump(train)} if trained else {}),
         "sampling": dump(sampling),
-        "arms": {arm: [_resolved(part) for part in parts] for arm, parts in arms.items()},
+        "matrix": dump(matrix),
+        **({"shadows": dump(shadows)} if shadows is not None else {}),
+        **({"targets": {name: _resolved(part) for name, part in targets.items()}} if targets else {}),
+        **({"arms": {arm: [_resolved(part) for part in parts] for arm, parts in arms.items()}} if trained else {}),
         "attacks": [_resolved(part, attack) for attack, part in attacks.items()],
         "quality": [_resolved(part, measure) for measure, part in quality.items()],
         "compare": dump(compare),
     }
-    return Recipe(name, seed, data, split, model, train, sampling, arms, attacks, quality, compare, resolved)
+    return Recipe(
+        name=name, seed=seed, data=data, split=split, model=model, train=train, sampling=sampling, matrix=matrix,
+        arms=arms, targets=targets, shadows=shadows, attacks=attacks, quality=quality, compare=compare,
+        resolved=resolved,
+    )  # fmt: skip
 
 
 def kind_of(part: Any) -> str:
@@ -188,14 +260,38 @@ def _resolved(part: Any, name: str | None = None) -> dict[str, Any]:
 
 
 def _data(spec: Any, problems: list[Problem]) -> tuple[Any, Split | None]:
-    """The data section: a data set's fields and the split's, side by side."""
+    """The data section: a data set's fields and the split's, side by side; or two data sets."""
     if not isinstance(spec, Mapping):
         problems.append(Problem("data", f"needs a mapping with a 'kind'; have {', '.join(kinds(ROOMS['data']))}"))
         return None, None
+    if any(isinstance(spec.get(side), Mapping) for side in SIDES):
+        return _given(spec, problems), None
     names = field_names(Split)
     split = validate(Split, {key: value for key, value in spec.items() if key in names}, "data", problems)
     source = {key: value for key, value in spec.items() if key not in names}
     return build(ROOMS["data"], source, "data", problems, beside=names), split
+
+
+def _given(spec: Mapping[str, Any], problems: list[Problem]) -> Given | None:
+    """The data section where members and non-members are data sets themselves."""
+    for key in spec:
+        if key not in SIDES:
+            what = "goes with members that are drawn from one data set; here they are given"
+            problems.append(Problem(f"data.{key}", what if key in DRAWN else f"unknown field; have {', '.join(SIDES)}"))
+    members, nonmembers = (build(ROOMS["data"], spec.get(side), f"data.{side}", problems) for side in SIDES)
+    if members is None or nonmembers is None:
+        return None
+    if members == nonmembers:
+        problems.append(Problem("data.nonmembers", "is the same data set as data.members; take images not trained on"))
+    return Given(members, nonmembers)
+
+
+def _resolved_data(data: Any, split: Split | None) -> dict[str, Any]:
+    """The data section as plain data that builds it again."""
+    if isinstance(data, Given):
+        return {side: _resolved(getattr(data, side)) for side in SIDES}
+    assert split is not None
+    return {**_resolved(data), **dump(split)}
 
 
 def _arms(spec: Any, problems: list[Problem]) -> dict[str, tuple[Any, ...]]:
@@ -218,6 +314,44 @@ def _arms(spec: Any, problems: list[Problem]) -> dict[str, tuple[Any, ...]]:
             problems.append(Problem(path, "has more than one mitigation of training; give each an arm of its own"))
         arms[arm] = tuple(built)
     return arms
+
+
+def _targets(spec: Any, problems: list[Problem]) -> dict[str, Any]:
+    """Finished models by name."""
+    if not isinstance(spec, Mapping):
+        problems.append(Problem("targets", f"needs a mapping from names to finished models; got {spec!r}"))
+        return {}
+    for name in spec:
+        _check_folder(name, f"targets.{name}", problems)
+    return {name: build(ROOMS["targets"], part, f"targets.{name}", problems) for name, part in spec.items()}
+
+
+def _check_shadows(attacks: Mapping[str, Any], shadows: Shadows | None, problems: list[Problem]) -> None:
+    """Shadow models are trained where an attack needs them, and only there."""
+    needing = [name for name, attack in attacks.items() if attack is not None and "shadows" in attack.needs]
+    if needing and shadows is None:
+        problems.append(Problem(f"attacks.{needing[0]}", "needs shadow models; add a section shadows: {count: 16}"))
+    if shadows is not None and not needing:
+        problems.append(Problem("shadows", "no attack needs shadow models; leave the section out"))
+
+
+def _check_finished(attacks: Mapping[str, Any], shadows: Shadows | None, problems: list[Problem]) -> None:
+    """Beside finished models alone no shadow models can be trained: how they were trained is not known."""
+    for name, attack in attacks.items():
+        if attack is not None and "shadows" in attack.needs:
+            why = "needs shadow models, trained as the audited one was; of a finished model that is not known"
+            problems.append(Problem(f"attacks.{name}", f"{why}: describe its training as an arm, or leave it out"))
+    if shadows is not None:
+        problems.append(Problem("shadows", "are trained beside arms, and there is none; leave the section out"))
+
+
+def _check_canaries(attacks: Mapping[str, Any], split: Split | None, problems: list[Problem]) -> None:
+    """Canaries stand in the data where an attack needs them."""
+    for name, attack in attacks.items():
+        if attack is not None and "canaries" in attack.needs and getattr(split, "canaries", None) is None:
+            problems.append(
+                Problem(f"attacks.{name}", "needs canaries; add data.canaries: {images: 1000, source: noise}")
+            )
 
 
 def _named(spec: Any, section: str, problems: list[Problem]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from unmem.component import UserError
 from unmem.recipes.figures import figures, style_of
+from unmem.recipes.membership_tables import of_canaries, of_membership, of_membership_controls, of_sets
 from unmem.recipes.statement import laid_out
 from unmem.recipes.tables import NOTHING, cell, counts, epsilon, number, of_arms, of_controls, plain, seconds, title
 from unmem.rundir import read_json, write_text
@@ -83,7 +84,7 @@ def table(comparisons: dict[str, dict[str, Any]]) -> str:
 
 def _brief(figures_of_arm: dict[str, Any]) -> dict[str, str]:
     """One arm's row of the terminal's table."""
-    row = {"trained on": f"{figures_of_arm['training_images']:,}"}
+    row = {"trained on": f"{figures_of_arm['training_images']:,}"} if figures_of_arm["trained"] else {}
     for name, report in figures_of_arm["attacks"].items():
         estimates = report["estimates"]
         if report["type"] == "extraction":
@@ -162,10 +163,18 @@ def _view(run: Run, redacted: bool) -> dict[str, Any]:
         "facts": _facts(comparison["data"]),
         "redacted": redacted,
         "arms": arms,
+        "shadows": comparison["shadows"],
         "style": style_of(comparison),
         "verdict": [_spoken(text, arms) for text in comparison["verdict"] if text not in cautions],
         "cautions": cautions,
-        "tables": {"arms": of_arms(comparison), "controls": of_controls(comparison)},
+        "tables": {
+            "arms": of_arms(comparison),
+            "controls": of_controls(comparison),
+            "membership": of_membership(comparison),
+            "membership_controls": of_membership_controls(comparison),
+            "sets": of_sets(comparison),
+            "canaries": of_canaries(comparison),
+        },
         "differences": _differences(comparison),
         "estimates": _estimates(comparison),
         "figures": figures(comparison),

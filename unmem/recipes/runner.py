@@ -1,16 +1,13 @@
 """Run a recipe, or resume it: data once, then each arm, then the comparison and the report.
 
-Each arm runs in a process of its own, so that small ones can run side by side and none inherits another's state. Under
-``accelerate launch`` all processes work on one arm after the other instead.
+Each arm, and each of its shadow models, runs in a process of its own (see :mod:`unmem.recipes.fleet`). Under
+``accelerate launch`` all processes work on one after the other instead.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,15 +15,20 @@ from typing import Any
 
 from unmem import progress
 from unmem.component import UserError, suggest
-from unmem.evaluate.audit import draw
-from unmem.recipes import report, yaml_file
-from unmem.recipes.arm import Arm, run_arm
+from unmem.evaluate.audit import Audit, draw
+from unmem.recipes import fleet, report, yaml_file
+from unmem.recipes.arm import Arm
 from unmem.recipes.comparison import compare
+from unmem.recipes.execution import run_attacks, run_model, run_shadow
+from unmem.recipes.fleet import Cluster, Job
+from unmem.recipes.given import Given
 from unmem.recipes.recipe import Recipe, check
 from unmem.rundir import PARTIAL, Stage, first_difference, provenance, read_json, write_json, write_text
 
 
-def run(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: list[str]) -> Path:
+def run(
+    recipe: Recipe, root: Path, only: tuple[str, ...], arguments: list[str], cluster: Cluster | None = None
+) -> Path:
     """Run, or resume, a recipe in ``root`` and write ``comparison.json``, ``report.html`` and ``report.md``.
 
     Args:
@@ -34,26 +36,44 @@ def run(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: list[str])
         root: the run's directory.
         only: arms to run; all when empty.
         arguments: what was typed, for the record.
+        cluster: a Ray cluster that does the work; this machine when unset.
 
     Raises:
         UserError: for unknown arms, a directory of another recipe, or one that another process works in.
     """
-    if unknown := [name for name in only if name not in recipe.arms]:
+    if unknown := [name for name in only if name not in recipe.models]:
         raise UserError(
-            f"--arm {unknown[0]}: no such arm{suggest(unknown[0], recipe.arms)}; have {', '.join(recipe.arms)}"
+            f"--arm {unknown[0]}: no such arm{suggest(unknown[0], recipe.models)}; have {', '.join(recipe.models)}"
         )
     if _processes() > 1:
         return _run_together(recipe, root, only, arguments)
     with _locked(root):
         upstream = prepare(recipe, root)
-        arms = [Arm(recipe, name, root, upstream) for name in recipe.arms]
+        arms = [Arm(recipe, name, root, upstream) for name in recipe.models]
         waiting = [arm for arm in arms if (not only or arm.name in only) and not arm.finished]
         if not waiting and _concluded(arms, root):
             progress.say(f"{root}: nothing to do, all of it is finished")
             return root
-        _run_in_children(waiting, recipe)
+        for jobs in phases(waiting):
+            fleet.run(jobs, recipe.threads, cluster)
         _conclude(recipe, arms, root, arguments)
     return root
+
+
+def phases(arms: list[Arm]) -> Iterator[list[Job]]:
+    """What may run at once, one list after the other: models, then their shadows, then the attacks that read both."""
+    fleets = {arm.name: arm.shadows for arm in arms}
+    if not any(fleets.values()):
+        yield [Job(arm.root, arm.name, "all") for arm in arms]
+        return
+    yield [Job(arm.root, arm.name, "model") for arm in arms if not all(s.finished for s in arm.model_stages.values())]
+    yield [
+        Job(arm.root, arm.name, f"shadow-{shadow.number}")
+        for arm in arms
+        for shadow in fleets[arm.name]
+        if not shadow.finished
+    ]
+    yield [Job(arm.root, arm.name, "attacks") for arm in arms]
 
 
 def prepare(recipe: Recipe, root: Path) -> str:
@@ -70,16 +90,28 @@ def prepare(recipe: Recipe, root: Path) -> str:
         stage.begin()
         scratch = root / "scratch"
         scratch.mkdir(exist_ok=True)
-        source, rejected = recipe.data.load(scratch)
-        write_json(root / "quarantine.json", [{"source": r.source, "reason": r.reason} for r in rejected])
-        if rejected:
-            progress.say(f"data: {len(rejected)} files could not be read; they are listed in quarantine.json")
-        draw(source, recipe.split, recipe.seed).save(root)
-        del source
+        _split(recipe, scratch, root / "quarantine.json").save(root)
         shutil.rmtree(scratch)
         stage.finish()
         progress.say(f"data: {stage.seconds:.1f} s")
     return stage.key
+
+
+def _split(recipe: Recipe, scratch: Path, quarantine: Path) -> Audit:
+    """The audit split: drawn from one data set, or given by two; what could not be used is listed."""
+    if isinstance(recipe.data, Given):
+        audit, rejected = recipe.data.audit(scratch, recipe.seed)
+    else:
+        source, rejected = recipe.data.load(scratch)
+        assert recipe.split is not None
+        audit = draw(source, recipe.split, recipe.seed, rejected)
+    for name, attack in recipe.attacks.items():
+        if getattr(attack, "needs_captions", False) and audit.data.captions is None:
+            raise UserError(f"attacks.{name}: needs images with captions, and these have none; leave it out")
+    write_json(quarantine, [{"source": r.source, "reason": r.reason} for r in rejected])
+    if rejected:
+        progress.say(f"data: {len(rejected)} images could not be used; they are listed in quarantine.json")
+    return audit
 
 
 def open_run(root: Path) -> Recipe:
@@ -98,11 +130,26 @@ def open_run(root: Path) -> Recipe:
     return recipe
 
 
-def run_one(root: Path, name: str) -> None:
-    """Run one arm of a prepared run directory: what a child process does."""
-    recipe = open_run(root)
-    with progress.within(name):
-        run_arm(Arm(recipe, name, root, Stage(root / "data", read_json(root / "data" / "key.json")["inputs"]).key))
+def arm_of(root: Path, name: str) -> Arm:
+    """An arm of a prepared run directory."""
+    return Arm(open_run(root), name, root, Stage(root / "data", read_json(root / "data" / "key.json")["inputs"]).key)
+
+
+def run_job(job: Job) -> None:
+    """Do one job of a prepared run directory: what a child process does."""
+    arm = arm_of(job.root, job.arm)
+    with progress.within(job.title):
+        _work(arm, job.part)
+
+
+def _work(arm: Arm, part: str) -> None:
+    """Do a part of an arm: all of it, its model, one of its shadow models, or the attacks."""
+    if part in ("all", "model"):
+        run_model(arm)
+    if part.startswith("shadow-"):
+        run_shadow(arm.shadows[int(part.removeprefix("shadow-"))])
+    if part in ("all", "attacks"):
+        run_attacks(arm)
 
 
 _LOCK = ".lock"
@@ -136,55 +183,6 @@ def _locked(root: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run_in_children(arms: list[Arm], recipe: Recipe) -> None:
-    """Each arm in a process of its own; as many at once as ``train.threads`` lets the cores hold."""
-    threads = recipe.train.threads
-    places = threading.Semaphore(max(1, (os.cpu_count() or 1) // threads) if threads else 1)
-    errors: list[BaseException] = []
-
-    def work(arm: Arm) -> None:
-        with places:
-            if not errors:
-                try:
-                    _child(arm, threads)
-                except BaseException as error:
-                    errors.append(error)
-
-    workers = [threading.Thread(target=work, args=(arm,)) for arm in arms]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if errors:
-        raise errors[0]
-
-
-def _child(arm: Arm, threads: int | None) -> None:
-    """Run one arm in a child and pass on its progress.
-
-    The child holds our end of a pipe as its standard input and stops when that closes, so that killing the parent
-    leaves nobody behind.
-    """
-    environment = dict(os.environ)
-    if threads is not None:
-        environment |= {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "unmem", "arm", str(arm.root), arm.name]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=environment
-    ) as child:
-        assert child.stdout is not None
-        complaint = ""
-        for line in child.stdout:
-            if not progress.replay(line):
-                complaint += line
-        child.wait()
-    if child.returncode == 2:
-        raise UserError(f"arm {arm.name}: {complaint.strip()}")
-    if child.returncode != 0:
-        progress.say(f"error: arm {arm.name} stopped with exit code {child.returncode}; its own words stand above")
-        raise SystemExit(1)
-
-
 def _run_together(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: list[str]) -> Path:
     """All processes of an ``accelerate launch`` on one arm after the other; the first one keeps the books."""
     from unmem.train.trainer import make_accelerator
@@ -194,11 +192,11 @@ def _run_together(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: 
         with _locked(root):
             prepare(recipe, root)
     accelerator.wait_for_everyone()
-    arms = [Arm(recipe, name, root, _data_stage(recipe, root).key) for name in recipe.arms]
-    for arm in arms:
-        if not only or arm.name in only:
-            with progress.within(arm.name):
-                run_arm(arm)
+    arms = [Arm(recipe, name, root, _data_stage(recipe, root).key) for name in recipe.models]
+    for jobs in phases([arm for arm in arms if not only or arm.name in only]):
+        for job in jobs:
+            with progress.within(job.title):
+                _work(next(arm for arm in arms if arm.name == job.arm), job.part)
     if accelerator.is_main_process:
         _conclude(recipe, arms, root, arguments)
     accelerator.wait_for_everyone()

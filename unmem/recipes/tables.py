@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, Context
 from itertools import groupby
@@ -73,7 +73,19 @@ _FIGURES = {
     "tpr_at_fpr": "TPR at FPR",
     "balanced_accuracy": "balanced accuracy",
     "nearer_to_training": "nearer to training",
+    "epsilon": "\N{GREEK SMALL LETTER EPSILON} at least",
+    "epsilon_gdp": "\N{GREEK SMALL LETTER EPSILON} at least, if Gaussian",
+    "exposure": "exposure at copies",
+    "tpr_transferred": "TPR, threshold for FPR",
+    "fpr_transferred": "FPR, threshold for FPR",
+    "auc_generated": "AUC, own samples",
+    "permutation_p_value": "p, labels shuffled",
+    "p_value": "p",
+    "p_value_control": "p, held out",
+    "power": "power at images",
 }
+HEADLINES = tuple(list(_FIGURES)[:9])  # the others stand in tables of their own
+FEW = 2  # membership attacks that fit into the table of arms
 
 
 @dataclass(frozen=True)
@@ -93,12 +105,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One figure of every arm.
+    """One figure of every row.
 
     Attributes:
         group: what stands above neighbouring columns: the attack or measure.
         title: the figure's name.
-        cells: arm -> entry.
+        cells: row -> entry.
         below: what stands small under the title.
         mark: number of the note that all entries share.
     """
@@ -111,15 +123,35 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Columns under their groups (name, width), and the notes below."""
+class Row:
+    """A row's name, what stands small below it, and whether it is an arm, with a colour of its own."""
 
+    name: str
+    below: str = ""
+    is_arm: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns under their groups (name, width), rows under a head, and the notes below."""
+
+    head: str
+    rows: list[Row]
     groups: list[tuple[str, int]]
     columns: list[Column]
     notes: list[str]
 
 
-def _table(columns: list[Column]) -> Table:
+def arm_rows(comparison: Mapping[str, Any]) -> list[Row]:
+    """A row for each arm."""
+    rows = []
+    for name, arm in comparison["arms"].items():
+        kinds = ", then ".join(part["kind"] for part in arm["mitigations"])
+        rows.append(Row(name, kinds or ("no mitigation" if arm["trained"] else "a finished model"), is_arm=True))
+    return rows
+
+
+def table(head: str, rows: list[Row], columns: list[Column]) -> Table:
     """Number the notes: one that all entries of a column share goes to its head, any other to the entry."""
     notes: list[str] = []
 
@@ -137,7 +169,7 @@ def _table(columns: list[Column]) -> Table:
             cells = {arm: replace(cell, mark=mark(cell.note)) for arm, cell in column.cells.items()}
             marked.append(replace(column, cells=cells))
     groups = [(group, len(list(members))) for group, members in groupby(marked, key=lambda column: column.group)]
-    return Table(groups, marked, notes)
+    return Table(head, rows, groups, marked, notes)
 
 
 def of_arms(comparison: dict[str, Any]) -> Table:
@@ -145,38 +177,57 @@ def of_arms(comparison: dict[str, Any]) -> Table:
     arms = comparison["arms"]
     trained = {
         name: Cell(f"{arm['training_images']:,}", f"{arm['dropped']:,} dropped" if arm["dropped"] else "")
+        if arm["trained"]
+        else Cell(NOTHING)
         for name, arm in arms.items()
     }
     proven = {name: epsilon(arm["privacy"]) for name, arm in arms.items()}
     spent_on = {name: Cell(seconds(arm["seconds"].get("train"))) for name, arm in arms.items()}
-    columns = [Column("training", "images", trained)]
+    columns = [Column("training", "images", trained)] if any(arm["trained"] for arm in arms.values()) else []
+    crowded = len(membership_attacks(comparison)) > FEW
     for attack, reports in parts(comparison, "attacks").items():
-        if not _is_control(reports):
-            columns += _attack_columns(attack, reports, arms)
+        kind = kind_of_report(reports)
+        if kind == "extraction" or (kind == "membership" and not (crowded or is_blind(reports))):
+            columns += attack_columns(attack, reports, arms, only=HEADLINES)
     columns += _quality_columns(comparison)
-    columns.append(Column("proven", "\N{GREEK SMALL LETTER EPSILON} for one image", proven))
-    columns.append(Column("cost", "training, s", spent_on))
-    return _table(columns)
+    if columns and any(arm["trained"] for arm in arms.values()):
+        columns.append(Column("proven", "\N{GREEK SMALL LETTER EPSILON} for one image", proven))
+        columns.append(Column("cost", "training, s", spent_on))
+    return table("arm", arm_rows(comparison), columns)
 
 
 def of_controls(comparison: dict[str, Any]) -> Table:
     """Attacks that say whether the others can be believed."""
+    columns = []
+    for name, reports in parts(comparison, "attacks").items():
+        if is_blind(reports) or kind_of_report(reports) == "nearness":
+            columns += attack_columns(name, reports, comparison["arms"], only=HEADLINES)
+    return table("arm", arm_rows(comparison), columns)
+
+
+def kind_of_report(reports: Mapping[str, Any]) -> str:
+    """The type of an attack's reports."""
+    kind: str = next(iter(reports.values()))["type"]
+    return kind
+
+
+def is_blind(reports: Mapping[str, Any]) -> bool:
+    """Whether an attack is the one that never sees the model."""
+    return bool(next(iter(reports.values()))["kind"] == "blind")
+
+
+def membership_attacks(comparison: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Name -> arm -> report, of the membership attacks that see the model."""
     attacks = parts(comparison, "attacks").items()
-    arms = comparison["arms"]
-    return _table(
-        [column for name, reports in attacks if _is_control(reports) for column in _attack_columns(name, reports, arms)]
-    )
+    return {n: found for n, found in attacks if kind_of_report(found) == "membership" and not is_blind(found)}
 
 
-def _is_control(reports: dict[str, Any]) -> bool:
-    """Whether an attack is a control: one that never sees the model, or one without a count of its own."""
-    report = next(iter(reports.values()))
-    return report["kind"] == "blind" or report["type"] not in ("membership", "extraction")
-
-
-def _attack_columns(attack: str, reports: dict[str, Any], arms: Mapping[str, Any]) -> list[Column]:
-    """An attack's figures, in one order whichever arm has which."""
+def attack_columns(
+    attack: str, reports: Mapping[str, Any], arms: Mapping[str, Any], only: Collection[str] = ()
+) -> list[Column]:
+    """An attack's figures, all or only these, in one order whichever arm has which."""
     names = dict.fromkeys(name for report in reports.values() for name in report["estimates"])
+    names = {name: None for name in names if not only or name.partition("[")[0] in only}
     order = list(_FIGURES)
 
     def rank(name: str) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+SURELY = 0.01  # p-value below which a set counts as used
+FEW = 2  # membership attacks that are named one by one
 GUESSABLE = 0.55  # blind AUC above which a split counts as guessable; nearer to a half is the classifier's own scatter
 
 
 def verdict(comparison: dict[str, Any]) -> list[str]:
     """Sentences, the most important first; every number in them stands in the comparison."""
-    sentences = []
+    sentences = contradictions(comparison)
     for name, arm in comparison["arms"].items():
         sentences += _arm(name, arm, comparison)
     sentences += _cautions(comparison)
@@ -19,10 +21,26 @@ def verdict(comparison: dict[str, Any]) -> list[str]:
     return sentences
 
 
+def contradictions(comparison: dict[str, Any]) -> list[str]:
+    """Guarantees that an audit has refuted: the training is not what its statement says."""
+    sentences = []
+    for name, arm in comparison["arms"].items():
+        for audit in arm["measured"]:
+            if audit["contradicts"]:
+                bound, spent = audit["epsilon"], arm["privacy"]
+                sentences.append(
+                    f"{name}: REFUTED. {audit['attack']} measures an epsilon of at least {_downward(bound['value'])} "
+                    f"at delta {spent['delta']:g}, above the proven {_upward(spent['epsilon'])} "
+                    f"({bound['n']['correct']} of {bound['n']['guesses']} guesses right): "
+                    "the training is broken, or its statement is."
+                )
+    return sentences
+
+
 def _arm(name: str, arm: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
     """What one arm gives away."""
     data, parts = comparison["data"], []
-    for attack_name, attack in arm["attacks"].items():
+    for attack in arm["attacks"].values():
         figures = attack["estimates"]
         if attack["type"] == "extraction":
             text = f"{figures['extracted']['n']['successes']} of {data['members']} training images can be extracted"
@@ -31,13 +49,62 @@ def _arm(name: str, arm: dict[str, Any], comparison: dict[str, Any]) -> list[str
                 text += f" ({planted['successes']} of the {planted['trials']} planted)"
             false = figures["false_positives"]["n"]
             parts.append(f"{text}; the same rule matches {false['successes']} of {false['trials']} held-out images")
-        elif attack["type"] == "membership" and attack["kind"] != "blind":
-            auc = figures["auc"]
-            leak = "membership shows" if auc["low"] > 0.5 else "membership does not show"
-            parts.append(f"{leak} ({attack_name} AUC {auc['value']:.2f}, {auc['low']:.2f} to {auc['high']:.2f})")
+    parts += _membership(arm["attacks"], comparison["confidence"])
     sentences = [f"{name}: {'; '.join(parts)}."] if parts else []
+    sentences += [f"{name}: {text}" for text in _sets_and_canaries(arm["attacks"])]
     if (spent := arm["privacy"]) is not None:
         sentences.append(_proven(name, spent, data))
+    return sentences
+
+
+def _membership(attacks: dict[str, Any], confidence: float) -> list[str]:
+    """Whether membership shows: by each of a few attacks, or by how many of many and the best of them."""
+    seen = {
+        name: attack["estimates"]
+        for name, attack in attacks.items()
+        if attack["type"] == "membership"
+        and attack["kind"] != "blind"
+        and attack["estimates"]["auc"]["value"] is not None
+    }
+    if len(seen) <= FEW:
+        return [f"{_shows(found['auc'])} ({name} AUC {_between(found['auc'])})" for name, found in seen.items()]
+    level = (1 - confidence) / len(seen)  # of so many attacks the best will look good by chance
+    showing = [name for name, found in seen.items() if found["permutation_p_value"]["value"] <= level]
+    best = max(seen, key=lambda name: seen[name]["auc"]["value"])
+    shown = f"{len(showing)} of {len(seen)} attacks"
+    text = f"membership shows by {shown}, most by {best} (AUC {_between(seen[best]['auc'])}"
+    for figure, estimate in seen[best].items():
+        if figure.startswith("tpr_at_fpr[") and estimate["value"] is not None:
+            rate = figure.partition("[")[2].rstrip("]")
+            text += f"; at FPR {rate} it finds {100 * estimate['value']:.3g}% of the members"
+            break
+    return [text + ")"] if showing else [f"membership does not show by any of {len(seen)} attacks"]
+
+
+def _shows(auc: dict[str, Any]) -> str:
+    """Whether an AUC is above chance."""
+    return "membership shows" if auc["low"] > 0.5 else "membership does not show"
+
+
+def _between(estimate: dict[str, Any]) -> str:
+    """An estimate with its interval."""
+    return f"{estimate['value']:.2f}, {estimate['low']:.2f} to {estimate['high']:.2f}"
+
+
+def _sets_and_canaries(attacks: dict[str, Any]) -> list[str]:
+    """What is known of the set as a whole, and of canaries."""
+    sentences = []
+    for name, attack in attacks.items():
+        figures = attack["estimates"]
+        if attack["type"] == "dataset_inference" and figures["p_value"]["value"] is not None:
+            used = "was used for training" if figures["p_value"]["value"] < SURELY else "is not shown to have been used"
+            sentences.append(f"{name}: the set {used} (p = {figures['p_value']['value']:.2g}).")
+        if attack["type"] == "canaries" and figures["epsilon"]["value"] is not None:
+            n = figures["epsilon"]["n"]
+            sentences.append(
+                f"{name} measures an epsilon of at least {_downward(figures['epsilon']['value'])} at delta "
+                f"{attack['delta']:g} ({n['correct']} of {n['guesses']} guesses right, of {n['canaries']} canaries)."
+            )
     return sentences
 
 
@@ -75,9 +142,28 @@ def _doubts(name: str, spent: dict[str, Any]) -> list[str]:
     return doubts
 
 
+def _fooled(name: str, attacks: dict[str, Any]) -> list[str]:
+    """Attacks that take the model's own samples for members more readily than members."""
+    fooled = []
+    for attack_name, attack in attacks.items():
+        figures = attack["estimates"]
+        own = figures.get("auc_generated", {"low": None})
+        if own["low"] is not None and figures["auc"]["low"] > 0.5 and own["low"] > figures["auc"]["value"]:
+            fooled.append(attack_name)
+    if not fooled:
+        return []
+    text = f"Caution: in {name}, {', '.join(fooled)} would rather call the model's own samples members than its members"
+    return [text + ": a high score of one image alone is no evidence that it was trained on."]
+
+
 def _upward(epsilon: float) -> str:
     """An upper bound, rounded up."""
     return f"{math.ceil(100 * epsilon) / 100:.2f}".rstrip("0").rstrip(".")
+
+
+def _downward(epsilon: float) -> str:
+    """A lower bound, rounded down."""
+    return f"{math.floor(100 * epsilon) / 100:.2f}".rstrip("0").rstrip(".")
 
 
 def _cautions(comparison: dict[str, Any]) -> list[str]:
@@ -85,6 +171,7 @@ def _cautions(comparison: dict[str, Any]) -> list[str]:
     cautions = []
     for name, arm in comparison["arms"].items():
         cautions += _doubts(name, arm["privacy"] or {})
+        cautions += _fooled(name, arm["attacks"])
         for attack in arm["attacks"].values():
             figures = attack["estimates"]
             if attack["kind"] == "blind" and figures["auc"]["low"] > 0.5 and figures["auc"]["value"] > GUESSABLE:

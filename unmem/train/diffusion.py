@@ -23,7 +23,7 @@ class Diffusion:
 
     Attributes:
         alphas_cumprod: float32 [T], alpha_bar_t.
-        prediction: ``epsilon`` or ``v_prediction``.
+        prediction: ``epsilon``, ``v_prediction`` or ``sample``.
     """
 
     alphas_cumprod: Tensor
@@ -47,10 +47,31 @@ class Diffusion:
 
     def losses(self, model: nn.Module, x0: Tensor, t: Tensor, eps: Tensor, labels: Tensor | None) -> Tensor:
         """The un-reduced denoising loss, float32 [b]: squared error of the prediction, mean over pixels."""
-        signal, noise = self._scales(t)
-        target = eps if self.prediction == "epsilon" else signal * eps - noise * x0
         predicted: Tensor = model(self.noised(x0, t, eps), t, class_labels=labels).sample
-        return (predicted.float() - target).square().flatten(1).mean(1)
+        return (predicted.float() - self.target(x0, t, eps)).square().flatten(1).mean(1)
+
+    def target(self, x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What the network ought to predict at x_t, [b, c, h, w]."""
+        if self.prediction == "epsilon":
+            return eps
+        if self.prediction == "sample":
+            return x0
+        signal, noise = self._scales(t)
+        return signal * eps - noise * x0
+
+    def eps(self, predicted: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The noise that a prediction at x_t [b, c, h, w] stands for."""
+        if self.prediction == "epsilon":
+            return predicted
+        signal, noise = self._scales(t)
+        if self.prediction == "sample":
+            return (x_t - signal * predicted) / noise
+        return noise * x_t + signal * predicted
+
+    def moved(self, x_t: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """x_s [b, c, h, w] by one deterministic step from t to s, up or down (DDIM, Song et al. 2021, eq. 12, eta 0)."""
+        (signal_t, noise_t), (signal_s, noise_s) = self._scales(t), self._scales(s)
+        return signal_s * (x_t - noise_t * eps) / signal_t + noise_s * eps
 
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped for images."""

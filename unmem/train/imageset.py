@@ -138,6 +138,11 @@ def image_id(image: np.ndarray, source: str) -> str:
     return f"{content[:12]}:{source}"
 
 
+def content_of(name: str) -> str:
+    """The part of an id that says what the image looks like."""
+    return name.split(":", 1)[0]
+
+
 def concatenate(first: ImageSet, second: ImageSet) -> ImageSet:
     """Two sets of one shape, one after the other; the pixels are copied into memory."""
     assert first.shape == second.shape and (first.labels is None) == (second.labels is None)

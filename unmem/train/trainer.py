@@ -35,8 +35,8 @@ from unmem.train.update import Losses, UpdateRule
 LOGGED_ROWS = 200  # rows of metrics.jsonl over a whole run: a curve, not a burden
 
 
-def make_accelerator(config: Train, directory: Path | None = None) -> Any:
-    """accelerate's view of devices, precision and processes.
+def make_accelerator(config: Train | None, directory: Path | None = None) -> Any:
+    """accelerate's view of devices, precision and processes; without settings, for no training.
 
     Raises:
         UserError: for a tracker that accelerate does not know, or that is not installed.
@@ -46,16 +46,17 @@ def make_accelerator(config: Train, directory: Path | None = None) -> Any:
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+    trackers = () if config is None else config.trackers
     installed = {str(tracker) for tracker in get_available_trackers()}
-    for tracker in config.trackers:
+    for tracker in trackers:
         if tracker not in set(map(str, LOGGER_TYPE_TO_CLASS)):
             raise UserError(f"train.trackers: unknown {tracker!r}; have {', '.join(map(str, LOGGER_TYPE_TO_CLASS))}")
         if tracker not in installed:
             raise UserError(f"train.trackers: {tracker!r} is not installed; run pip install {tracker}")
     patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # others wait while one process attacks
     return Accelerator(
-        mixed_precision=config.precision,
-        log_with=list(config.trackers) or None,
+        mixed_precision="no" if config is None else config.precision,
+        log_with=list(trackers) or None,
         project_dir=directory,
         kwargs_handlers=[patient],
     )

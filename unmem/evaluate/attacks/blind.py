@@ -8,6 +8,7 @@ import numpy as np
 
 from unmem.component import Positive, component
 from unmem.evaluate.audit import Audit
+from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.results import Scores, Target
 from unmem.rng import derive
 
@@ -31,6 +32,7 @@ class Blind:
     components: Positive = 32
 
     needs: ClassVar[frozenset[str]] = frozenset()
+    readings: ClassVar[tuple[Reading, ...]] = ()
 
     def run(self, target: Target | None, audit: Audit, seed: int) -> Scores:
         """Cross-validated log-odds of being a member."""

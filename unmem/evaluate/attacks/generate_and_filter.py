@@ -10,6 +10,7 @@ from unmem import progress
 from unmem.component import Fraction, Positive, PositiveFloat, component
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.groups import group_images, merge_groups, nearest_groups
+from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.results import Matches, Target
 from unmem.train.imageset import ImageSet, as_vectors
 
@@ -38,12 +39,13 @@ class GenerateAndFilter:
     group_threshold: Fraction = 0.03
 
     needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+    readings: ClassVar[tuple[Reading, ...]] = ()
 
     def run(self, target: Target, audit: Audit, seed: int) -> Matches:
         """Nearest member and nearest held-out image of each sample, with distance and ratio."""
         generated = target.samples(self.samples)
         queries = as_vectors(generated)
-        training = audit.training
+        training = audit.member_training
         position = {name: i for i, name in enumerate(audit.members)}
         origin = np.array([position[audit.copies.get(name, name)] for name in training.ids], dtype=np.int64)
         with progress.track("extract", 2 * len(queries)) as advance:

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from unmem import progress
 from unmem.component import NonNegative, Positive, component
-from unmem.evaluate.audit import Audit
-from unmem.evaluate.results import Scores, Target
-from unmem.rng import stream
-from unmem.train.imageset import ImageSet
+from unmem.evaluate.matrix.reading import Reading
+from unmem.evaluate.score_attack import ScoreAttack
 
-BLOCK = 256  # images a forward pass; part of the noise's name, so that scores depend on no batch size
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unmem.evaluate.matrix.batch import Batch
 
 
 @component
-class Loss:
+class _Losses:
+    """The error of the network's prediction at noised images: a column for each timestep, draw and mirror image."""
+
+    timesteps: tuple[int, ...]
+    draws: int
+    flips: bool
+
+    access: ClassVar[str] = "predictions"
+
+    @property
+    def queries(self) -> int:
+        """One a column."""
+        return len(self.timesteps) * self.draws * (2 if self.flips else 1)
+
+    def residuals(self, batch: Batch) -> Iterator[Tensor]:
+        """Prediction less what it should be, [n, c, h, w]."""
+        diffusion = batch.denoiser.diffusion
+        pictures = [batch.z, batch.mirrored] if self.flips else [batch.z]
+        for t in self.timesteps:
+            at = batch.at(t)
+            for draw in range(self.draws):
+                eps = batch.noise("loss", t, draw)
+                for z in pictures:
+                    predicted = batch.denoiser.predict(diffusion.noised(z, at, eps), at, batch.condition)
+                    yield predicted.float() - diffusion.target(z, at, eps)
+
+
+@component
+class Loss(ScoreAttack):
     """Membership by low denoising loss (Yeom et al. 2018; Carlini et al. 2023, section 5.2).
 
     The score is minus the loss, averaged over timesteps, noise draws and, if wanted, both mirror images.
@@ -33,32 +62,11 @@ class Loss:
     draws: Positive = 8
     flips: bool = False
 
-    needs: ClassVar[frozenset[str]] = frozenset({"losses"})
+    @property
+    def reading(self) -> Reading:
+        """The losses."""
+        return Reading(_Losses(timesteps=self.timesteps, draws=self.draws, flips=self.flips))
 
-    def run(self, target: Target, audit: Audit, seed: int) -> Scores:
-        """Scores of all members and non-members."""
-        with progress.track("loss", self._forwards(len(audit.members) + len(audit.nonmembers))) as advance:
-            members = self._scores(target, audit.member_images, "members", seed, advance)
-            nonmembers = self._scores(target, audit.nonmember_images, "nonmembers", seed, advance)
-        return Scores(members, nonmembers)
-
-    def _forwards(self, images: int) -> int:
-        """Forward passes for so many images."""
-        return images * len(self.timesteps) * self.draws * (2 if self.flips else 1)
-
-    def _scores(self, target: Target, data: ImageSet, name: str, seed: int, advance: progress.Advance) -> np.ndarray:
+    def score(self, values: np.ndarray) -> np.ndarray:
         """Minus the mean loss, float64 [n]."""
-        total = np.zeros(len(data))
-        for start in range(0, len(data), BLOCK):
-            block = slice(start, start + BLOCK)
-            images = data.images(block)
-            labels = None if data.labels is None else data.labels[block]
-            for t in self.timesteps:
-                for draw in range(self.draws):
-                    rng = stream(seed, "loss", name, start, t, draw)
-                    eps = rng.standard_normal(images.transpose(0, 3, 1, 2).shape, dtype=np.float32)
-                    total[block] += target.losses(images, labels, t, eps)
-                    if self.flips:
-                        total[block] += target.losses(images[:, :, ::-1], labels, t, eps)
-                    advance(self._forwards(len(images)) // (len(self.timesteps) * self.draws))
-        return -total / self._forwards(1)
+        return np.asarray(-values.mean(1))

@@ -8,6 +8,7 @@ import numpy as np
 
 from unmem.component import Positive, component
 from unmem.evaluate.audit import Audit
+from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.results import Distances, Target
 from unmem.neighbors import top_k
 from unmem.train.imageset import ImageSet, as_vectors
@@ -27,6 +28,7 @@ class NearestDistance:
     samples: Positive
 
     needs: ClassVar[frozenset[str]] = frozenset({"samples"})
+    readings: ClassVar[tuple[Reading, ...]] = ()
 
     def run(self, target: Target, audit: Audit, seed: int) -> Distances:
         """Both distances of each sample."""

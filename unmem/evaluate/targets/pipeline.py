@@ -1,79 +1,57 @@
-"""A saved diffusers pipeline with a UNet2DModel."""
+"""A finished model: a saved diffusers pipeline, ours or anybody's."""
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING
 
-import numpy as np
+from unmem.component import component
+from unmem.train.datasets._files import LocalPath, contents
 
-from unmem.component import UserError, component
+if TYPE_CHECKING:
+    import torch
+
+    from unmem.evaluate.matrix.denoiser import Denoiser
 
 
 @component
 class Pipeline:
-    """A pipeline folder of ours, or any saved DDPM or DDIM pipeline, with the images drawn from it.
+    """A pipeline folder: pixels or latents, unconditional, by class or by text (see ``unmem/evaluate/denoisers``).
 
     Schedule and prediction type are read from the folder, never declared again.
 
     Attributes:
         path: the folder that ``DiffusionPipeline.from_pretrained`` opens.
-        images: an ``.npy`` file of images drawn from it, uint8 [n, h, w, c].
-        device: where losses are computed.
     """
 
-    path: str
-    images: str
-    device: str = "cpu"
+    path: LocalPath
 
-    access: ClassVar[frozenset[str]] = frozenset({"samples", "losses", "gradients"})
-
-    def samples(self, count: int) -> np.ndarray:
-        """The first ``count`` drawn images, uint8 [count, h, w, c].
+    @property
+    def access(self) -> frozenset[str]:
+        """What it gives an attack: samples only of networks on pixels, which alone our sampler draws from.
 
         Raises:
-            UserError: when fewer were drawn.
+            UserError: when the folder holds no whole pipeline.
         """
-        drawn = np.load(self.images, mmap_mode="r", allow_pickle=False)
-        if len(drawn) < count:
-            raise UserError(f"{self.images}: holds {len(drawn)} images; {count} are asked for")
-        return np.asarray(drawn[:count])
+        from unmem.evaluate.denoisers.folder import parts
 
-    def losses(self, images: np.ndarray, labels: np.ndarray | None, t: int, eps: np.ndarray) -> np.ndarray:
-        """Denoising losses, float64 [n].
+        held = parts(self.path)
+        drawn = {"samples"} if held.get("unet") == "UNet2DModel" and not held.keys() & {"vae", "vqvae"} else set()
+        return frozenset({"predictions", "gradients", *drawn})
 
-        Args:
-            images: uint8 [n, h, w, c].
-            labels: int64 [n]; used by class-conditional models alone.
-            t: timestep, 0 .. T-1.
-            eps: float32 [n, c, h, w], the noise.
+    def fingerprint(self) -> str:
+        """A digest of the folder's files, whatever it is called.
 
         Raises:
-            UserError: for a timestep that the schedule does not have.
+            UserError: when there is no such folder.
         """
-        import torch
+        return contents(self.path)
 
-        from unmem.train.diffusion import Diffusion, to_model
+    def denoiser(self, device: torch.device | str) -> Denoiser:
+        """The network, as attacks ask it.
 
-        unet, diffusion = self._loaded
-        assert isinstance(diffusion, Diffusion)
-        if t >= len(diffusion.alphas_cumprod):
-            raise UserError(f"timestep {t} is not among the model's 0..{len(diffusion.alphas_cumprod) - 1}")
-        conditional = unet.config.num_class_embeds is not None
-        given = torch.from_numpy(labels).to(self.device) if conditional and labels is not None else None
-        x0 = to_model(np.ascontiguousarray(images), self.device)
-        times = torch.full((len(images),), t, device=self.device)
-        with torch.no_grad():
-            losses = diffusion.losses(unet, x0, times, torch.from_numpy(eps).to(self.device), given)
-        return losses.double().cpu().numpy()
+        Raises:
+            UserError: when it cannot be opened, or is of a kind that is not supported.
+        """
+        from unmem.evaluate.denoisers.opening import open_denoiser
 
-    @cached_property
-    def _loaded(self) -> tuple[Any, Any]:
-        """The network and the diffusion that it was trained for."""
-        from unmem.train.diffusion import Diffusion
-        from unmem.train.sampling import open_pipeline
-
-        pipeline = open_pipeline(Path(self.path))
-        unet = pipeline.unet.to(self.device).eval()
-        return unet, Diffusion.of(pipeline.scheduler, self.device)
+        return open_denoiser(self.path, device)

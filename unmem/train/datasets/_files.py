@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
 
 from unmem.component import UserError
+
+CHUNK = 1 << 20  # bytes in memory at once
 
 LocalPath = Annotated[Path, AfterValidator(Path.expanduser)]
 
@@ -55,6 +58,23 @@ def stamp(files: Iterable[tuple[str, Path]]) -> str:
         status = path.stat() if path.exists() else path.lstat()
         state.update(os.fsencode(name) + f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return state.hexdigest()
+
+
+def contents(folder: Path) -> str:
+    """A digest of a folder's names and contents, whatever it is called and wherever it lies."""
+    return _contents(folder, stamp(files_below(folder).items()))
+
+
+@lru_cache(maxsize=8)
+def _contents(folder: Path, state: str) -> str:
+    """SHA-256 of a folder's names and contents; read again when its ``state`` has changed."""
+    digest = hashlib.sha256()
+    for name, path in files_below(folder).items():
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while part := file.read(CHUNK):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def read_text(path: Path) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import fields
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,7 +11,7 @@ from pydantic import Field
 
 from unmem.component import Positive, UserError, component
 from unmem.train.config import Train, refuse_unused
-from unmem.train.datasets._files import LocalPath, files_below, stamp
+from unmem.train.datasets._files import LocalPath, contents
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 
 PREDICTIONS = ("epsilon", "v_prediction")
 SHIPPED = Path(__file__).parents[1] / "pipelines"
-CHUNK = 1 << 20  # bytes in memory at once
 
 
 @component
@@ -75,8 +72,7 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """A digest of the pipeline's files, whatever the folder is called."""
-        files = files_below(self.folder)
-        return _digest(self.folder, stamp(files.items()))
+        return contents(self.folder)
 
     def build(
         self, shape: tuple[int, int, int], num_classes: int | None, device: torch.device | str = "cpu"
@@ -164,18 +160,6 @@ class Pretrained:
                 f"model.init_from: {self.init_from} knows {classes} classes and a null class; "
                 f"this data set has {num_classes or 'no'} classes"
             )
-
-
-@lru_cache(maxsize=8)
-def _digest(folder: Path, state: str) -> str:
-    """SHA-256 of a folder's names and contents; read again when its ``state`` has changed."""
-    digest = hashlib.sha256()
-    for name, path in files_below(folder).items():
-        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while part := file.read(CHUNK):
-                digest.update(part)
-    return digest.hexdigest()
 
 
 def _attention(network: Any) -> list[nn.Module]:

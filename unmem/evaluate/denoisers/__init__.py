@@ -1,0 +1,1 @@
+"""Pipelines as attacks see them, one kind a file."""

@@ -1,0 +1,90 @@
+"""A UNet2DModel on the latents of a VAE: latent diffusion, unconditional or class-conditional (LDMPipeline)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unmem.evaluate.denoisers.pixels import class_numbers
+from unmem.train.diffusion import Diffusion
+from unmem.train.sampling import image_size, null_class
+
+PIXELS = 1 << 21  # of images that go through the VAE at once: 8 of 512x512, whatever the batch
+
+
+class LatentDenoiser:
+    """A network on the latents of a pipeline's VAE, scaled as it was trained on them; the VAE is always in float32.
+
+    See :class:`~unmem.evaluate.matrix.denoiser.Denoiser`, of which this is all but the condition and the prediction.
+    """
+
+    def __init__(self, pipeline: Any, network: Any, device: torch.device | str) -> None:
+        """Args: a pipeline with ``vae`` or ``vqvae`` and ``scheduler``; its network; where to compute."""
+        self.network = frozen(network, device)
+        self.diffusion = Diffusion.of(pipeline.scheduler, device)
+        self._vae, self._device = frozen(vae_of(pipeline), device), torch.device(device)
+        config = self._vae.config
+        self._factor = 2 ** (len(config.block_out_channels) - 1)  # pixels a latent along each side
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        self._shift = _channels(config.get("shift_factor") if mean is None else mean, 0.0, device)
+        self._scale: Tensor = config.scaling_factor / _channels(std, 1.0, device)
+        height, width = image_size(self.network)
+        self.shape = (self._factor * height, self._factor * width, int(config.in_channels))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Images [n, c, h, w] in [-1, 1] -> latents [n, c', h', w'], the mean where they are a distribution."""
+        with torch.autocast(self._device.type, enabled=False):
+            found = [self._vae.encode(part.float()) for part in _split(x, x.shape[-2] * x.shape[-1])]
+        each = [part.latent_dist.mode() if hasattr(part, "latent_dist") else part.latents for part in found]
+        return (torch.cat(each) - self._shift) * self._scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents [n, c', h', w'] -> images [n, c, h, w] in about [-1, 1]."""
+        pixels = self._factor**2 * z.shape[-2] * z.shape[-1]
+        with torch.autocast(self._device.type, enabled=False):
+            raw = z.float() / self._scale + self._shift
+            found = [self._vae.decode(part).sample for part in _split(raw, pixels)]
+        return torch.cat(found)
+
+
+class Latents(LatentDenoiser):
+    """See :class:`~unmem.evaluate.matrix.denoiser.Denoiser`."""
+
+    def __init__(self, pipeline: Any, device: torch.device | str) -> None:
+        """Args: a pipeline with ``unet`` (UNet2DModel), ``vae`` or ``vqvae``, and ``scheduler``; where to compute."""
+        super().__init__(pipeline, pipeline.unet, device)
+        self._null = null_class(self.network)
+        self.conditioning: Literal["none", "class", "text"] = "none" if self._null is None else "class"
+
+    def condition(self, count: int, labels: np.ndarray | None, captions: tuple[str, ...] | None) -> Tensor | None:
+        """Class numbers, int64 [count]; without labels the null class."""
+        return None if self._null is None else class_numbers(count, labels, self._null, self._device)
+
+    def predict(self, z_t: Tensor, t: Tensor, condition: Tensor | None) -> Tensor:
+        """The network's own prediction, [n, c, h, w], without the variance that it may have learnt beside it."""
+        predicted: Tensor = self.network(z_t, t, class_labels=condition).sample
+        return predicted[:, : z_t.shape[1]]
+
+
+def vae_of(pipeline: Any) -> Any:
+    """The pipeline's VAE; None without."""
+    return getattr(pipeline, "vae", None) or getattr(pipeline, "vqvae", None)
+
+
+def frozen(module: Any, device: torch.device | str) -> Any:
+    """The module (``nn.Module``) there, in evaluation mode, without gradients."""
+    return module.to(device).eval().requires_grad_(False)
+
+
+def _channels(values: Any, default: float, device: torch.device | str) -> Tensor:
+    """One number, or one a channel, shaped for latents."""
+    return torch.tensor(default if values is None else values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+
+def _split(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
+    """As many at once as memory surely holds."""
+    found: tuple[Tensor, ...] = images.split(max(1, PIXELS // pixels))
+    return found

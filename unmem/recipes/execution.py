@@ -1,0 +1,157 @@
+"""The work of an arm's stages: its model, its shadow models, and the attacks on it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unmem.evaluate import results
+from unmem.evaluate.analysis import analyse
+from unmem.evaluate.attacked import Attacked, TrainedShadow
+from unmem.evaluate.audit import Audit
+from unmem.evaluate.shadows import inside
+from unmem.recipes import gallery
+from unmem.recipes.arm import Arm, Shadow
+from unmem.recipes.chain import Step, run_steps
+from unmem.recipes.probing import ask_all
+from unmem.recipes.recipe import Recipe, kind_of
+from unmem.recipes.training import left_by, mitigate, train_on
+from unmem.rng import derive
+from unmem.rundir import write_json
+from unmem.train.imageset import ImageSet
+
+
+def run_model(arm: Arm) -> None:
+    """Run, or resume, an arm up to its model's answers; under ``accelerate launch`` on all processes together."""
+    audit, accelerator = Audit.open(arm.root), _accelerator(arm.recipe, arm.directory)
+    works: dict[str, Step] = {}
+    for name, stage in arm.model_stages.items():
+        if name == "data":
+            names = ("mitigation", arm.name)
+            ledger = stage.directory / "ledger.json"
+            work = partial(_mitigate, audit.training, arm.mitigations, arm.recipe.seed, names, ledger)
+            works[name] = Step(stage, work)
+        elif name == "train":
+            works[name] = Step(stage, partial(_train, arm, audit, accelerator), together=True)
+        elif name == "samples":
+            works[name] = Step(stage, partial(_sample, arm, accelerator), together=True)
+        else:
+            works[name] = Step(stage, partial(_ask, arm, audit, accelerator), together=True)
+    run_steps(works, accelerator)
+
+
+def run_shadow(shadow: Shadow) -> None:
+    """Run, or resume, one shadow model of an arm whose own model has answered."""
+    arm, recipe = shadow.arm, shadow.arm.recipe
+    audit, accelerator = Audit.open(arm.root), _accelerator(recipe, shadow.directory)
+    stages = shadow.stages
+    assert recipe.shadows is not None
+    half = audit.training_of(inside(audit, recipe.shadows, shadow.number, recipe.seed))
+    ledger = stages["data"].directory / "ledger.json"
+
+    def train(directory: Path) -> None:
+        train_on(left_by(ledger, half), recipe, arm.mitigations, shadow.seed, accelerator, directory)
+
+    def ask(directory: Path) -> None:
+        from unmem.evaluate.denoisers.opening import open_denoiser
+
+        denoiser = open_denoiser(stages["train"].directory / "pipeline", accelerator.device)
+        ask_all(denoiser, recipe, audit, arm.generated(audit), arm.shadow_attacks, accelerator, directory)
+
+    names = ("mitigation", arm.name, "shadow", shadow.number)
+    run_steps(
+        {
+            "data": Step(stages["data"], partial(_mitigate, half, arm.mitigations, recipe.seed, names, ledger)),
+            "train": Step(stages["train"], train, together=True),
+            "matrix": Step(stages["matrix"], ask, together=True),
+        },
+        accelerator,
+    )
+
+
+def run_attacks(arm: Arm) -> None:
+    """Run, or resume, all that follows an arm's model and its shadows: attacks, quality, pictures."""
+    recipe, audit, accelerator = arm.recipe, Audit.open(arm.root), _accelerator(arm.recipe, arm.directory)
+    target = _attacked(arm, audit)
+    works: dict[str, Any] = {}
+    works |= {f"attacks/{name}": partial(_attack, arm, audit, target, part) for name, part in recipe.attacks.items()}
+    works |= {f"quality/{name}": partial(_measure, arm, audit, target, part) for name, part in recipe.quality.items()}
+    works["gallery"] = partial(gallery.make, arm.directory, audit)
+    stages = arm.stages
+    run_steps({name: Step(stages[name], work) for name, work in works.items()}, accelerator)
+
+
+def _accelerator(recipe: Recipe, directory: Path) -> Any:
+    """accelerate's view of devices and processes, with the recipe's threads."""
+    from unmem.train.trainer import make_accelerator
+
+    if recipe.threads is not None:
+        import torch
+
+        torch.set_num_threads(recipe.threads)
+    return make_accelerator(recipe.train, directory / "train")
+
+
+def _mitigate(
+    data: ImageSet, parts: tuple[Any, ...], seed: int, names: tuple[str | int, ...], ledger: Path, directory: Path
+) -> None:
+    """Apply the mitigations of data."""
+    mitigate(data, parts, seed, names, ledger)
+
+
+def _train(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
+    """Train on what the data mitigations left."""
+    train_on(arm.training_set(audit), arm.recipe, arm.mitigations, arm.recipe.seed, accelerator, directory)
+
+
+def _sample(arm: Arm, accelerator: Any, directory: Path) -> None:
+    """Draw as many images as the attacks and measures want at most."""
+    from unmem.train.sampling import open_pipeline, sample_to_disk
+
+    if arm.samples:
+        sample_to_disk(
+            open_pipeline(arm.pipeline), arm.recipe.sampling, arm.samples, directory,
+            seed=arm.recipe.seed, accelerator=accelerator,
+        )  # fmt: skip
+
+
+def _ask(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
+    """Ask the arm's model all that the attacks read."""
+    from unmem.evaluate.denoisers.opening import check_images, open_denoiser
+
+    denoiser = open_denoiser(arm.pipeline, accelerator.device)
+    check_images(denoiser, audit.data, arm.pipeline)
+    attacks = list(arm.recipe.attacks.values())
+    ask_all(denoiser, arm.recipe, audit, arm.generated(audit), attacks, accelerator, directory)
+
+
+def _attacked(arm: Arm, audit: Audit) -> Attacked:
+    """The arm's model, as attacks see it."""
+    shadows = []
+    for shadow in arm.shadows:
+        assert arm.recipe.shadows is not None
+        half = inside(audit, arm.recipe.shadows, shadow.number, arm.recipe.seed)
+        shadows.append(TrainedShadow(half, shadow.directory / "matrix"))
+    return Attacked(arm.access, arm.images, arm.directory / "matrix", tuple(shadows))
+
+
+def _attack(arm: Arm, audit: Audit, target: Attacked, attack: Any, directory: Path) -> None:
+    """Attack, write the scores, then analyse what was written."""
+    seed = derive(arm.recipe.seed, "attack", directory.name)
+    results.save(attack.run(target, audit, seed), directory / "scores.npz")
+    scores = results.load(directory / "scores.npz")
+    report = analyse(scores, audit, arm.dropped_members(audit), arm.recipe.compare, seed)
+    queries = sum({reading.probe: reading.probe.queries for reading in attack.readings}.values())
+    write_json(directory / "report.json", {"kind": kind_of(attack), "queries": queries, **report})
+
+
+def _measure(arm: Arm, audit: Audit, target: Attacked, measure: Any, directory: Path) -> None:
+    """Measure quality."""
+    samples = target.samples(measure.samples)
+    labels = np.arange(len(samples)) % len(audit.data.label_names) if arm.recipe.conditional else None
+    seed = derive(arm.recipe.seed, "quality", directory.name)
+    measured = measure.measure(samples, labels, audit, seed)
+    write_json(directory / "report.json", {"kind": kind_of(measure), **measured.as_json()})

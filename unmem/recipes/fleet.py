@@ -1,0 +1,168 @@
+"""Jobs in processes of their own: on this machine's cores, or on a Ray cluster that sees the same files.
+
+A process of its own lets small jobs run side by side, and none inherits another's state.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from unmem import progress
+from unmem.component import UserError
+
+
+@dataclass(frozen=True)
+class Job:
+    """A part of an arm.
+
+    Attributes:
+        root: the run's directory.
+        arm: whose.
+        part: ``all``, ``model``, ``shadow-K``, or ``attacks``.
+    """
+
+    root: Path
+    arm: str
+    part: str
+
+    @property
+    def title(self) -> str:
+        """What progress calls it."""
+        return f"{self.arm} {self.part}" if self.part.startswith("shadow-") else self.arm
+
+    @property
+    def command(self) -> list[str]:
+        """What a child process is started with."""
+        return [sys.executable, "-m", "unmem", "arm", str(self.root.absolute()), self.arm, "--part", self.part]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster whose machines see the run's directory under the same path.
+
+    Attributes:
+        address: as ``ray.init`` takes it; ``local`` starts Ray on this machine.
+        gpus: of a job; a fraction lets jobs share one.
+    """
+
+    address: str
+    gpus: float = 0.0
+
+
+def run(jobs: list[Job], threads: int | None, cluster: Cluster | None) -> None:
+    """Do all jobs; the first that fails stops those that have not begun.
+
+    Args:
+        jobs: in any order.
+        threads: CPU threads of one; without a number each takes the whole machine, one after the other.
+        cluster: where to; this machine when unset.
+
+    Raises:
+        UserError: for what a job could not do with its input.
+    """
+    if cluster is None:
+        _side_by_side(jobs, max(1, (os.cpu_count() or 1) // threads) if threads else 1, _local(threads))
+    elif jobs:
+        with _ray(cluster, threads) as start:
+            _side_by_side(jobs, len(jobs), start)
+
+
+def _side_by_side(jobs: list[Job], most: int, start: Callable[[Job], None]) -> None:
+    """At most so many at once."""
+    places = threading.Semaphore(most)
+    errors: list[BaseException] = []
+
+    def work(job: Job) -> None:
+        with places:
+            if not errors:
+                try:
+                    start(job)
+                except BaseException as error:
+                    errors.append(error)
+
+    workers = [threading.Thread(target=work, args=(job,)) for job in jobs]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if errors:
+        raise errors[0]
+
+
+def _local(threads: int | None) -> Callable[[Job], None]:
+    """How a job is done on this machine."""
+
+    def start(job: Job) -> None:
+        code, complaint = _child(job.command, {**os.environ, **_limits(threads)})
+        _judge(job, code, complaint)
+
+    return start
+
+
+@contextmanager
+def _ray(cluster: Cluster, threads: int | None) -> Iterator[Callable[[Job], None]]:
+    """How a job is done on the cluster.
+
+    Raises:
+        UserError: when ray is not installed, or the cluster cannot be reached.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise UserError("--ray: ray is not installed; run pip install 'unmem[cluster]'") from None
+    try:
+        ray.init(address=None if cluster.address == "local" else cluster.address, log_to_driver=False)
+    except (ConnectionError, ValueError) as error:
+        raise UserError(f"--ray {cluster.address}: cannot be reached ({str(error).splitlines()[0]})") from None
+    remote = ray.remote(_on_node).options(num_cpus=threads or 1, num_gpus=cluster.gpus, max_retries=1)
+
+    def start(job: Job) -> None:
+        code, said = ray.get(remote.remote(job.command, _limits(threads)))
+        complaint = "".join(line for line in said.splitlines(keepends=True) if not progress.replay(line))
+        _judge(job, code, complaint)
+
+    try:
+        yield start
+    finally:
+        ray.shutdown()
+
+
+def _on_node(command: list[str], limits: dict[str, str]) -> tuple[int, str]:
+    """A job on a node of the cluster, whose own environment says which GPUs it may see: exit code and all it said."""
+    return _child(command, {**os.environ, **limits}, hear=lambda _: False)
+
+
+def _limits(threads: int | None) -> dict[str, str]:
+    """What keeps a child to its threads."""
+    return {} if threads is None else {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+
+
+def _child(
+    command: list[str], environment: dict[str, str], hear: Callable[[str], bool] = progress.replay
+) -> tuple[int, str]:
+    """Run a child; returns its exit code and the lines that ``hear`` did not take.
+
+    The child holds our end of a pipe as its standard input and stops when that closes, so that killing the parent
+    leaves nobody behind.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, encoding="utf-8", env=environment) as child:
+        assert child.stdout is not None
+        left = "".join(line for line in child.stdout if not hear(line))
+        return child.wait(), left
+
+
+def _judge(job: Job, code: int, complaint: str) -> None:
+    """Pass on how a job ended."""
+    if code == 2:
+        raise UserError(f"arm {job.title}: {complaint.strip()}")
+    if code != 0:
+        progress.say(f"error: arm {job.title} stopped with exit code {code}; its own words stand above")
+        raise SystemExit(1)
