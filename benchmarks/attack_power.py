@@ -89,6 +89,7 @@ class Study:
         models: an even number.
         images: training images seen by a model in all.
         channels: of the network's levels.
+        attacks: by name.
     """
 
     out: Path
@@ -98,6 +99,7 @@ class Study:
     models: int
     images: int
     channels: tuple[int, ...]
+    attacks: dict[str, Any]
     seed: int = 0
 
     @cached_property
@@ -120,19 +122,6 @@ class Study:
 
     def _half(self, side: int, seed: int) -> np.ndarray:
         return joined(shadows.inside(self.everything, shadows.Shadows(count=2), side, seed))
-
-    @cached_property
-    def attacks(self) -> dict[str, Any]:
-        """Those that score single images, given the access that there is."""
-        problems: list[Any] = []
-        specs = {name: {"kind": name} for name in kinds(ATTACKS)} | FORMS
-        found = {name: build(ATTACKS, spec, name, problems) for name, spec in specs.items()}
-        assert not problems, problems
-        return {
-            name: attack
-            for name, attack in found.items()
-            if attack.needs <= ACCESS and not getattr(attack, "needs_captions", False)
-        }
 
     @property
     def readings(self) -> list[Reading]:
@@ -159,6 +148,19 @@ class Study:
     def network(self) -> UNet:
         labelled = self.everything.data.labels is not None
         return UNet(channels=self.channels, layers=1, conditioning="class" if labelled else "none")
+
+
+def attacks() -> dict[str, Any]:
+    """Those that score single images, given the access that there is, each with its defaults; and their further forms."""
+    problems: list[Any] = []
+    specs = {name: {"kind": name} for name in kinds(ATTACKS)} | FORMS
+    found = {name: build(ATTACKS, spec, name, problems) for name, spec in specs.items()}
+    assert all(problem.message == "is required" for problem in problems), problems  # how many samples; there are none
+    return {
+        name: attack
+        for name, attack in found.items()
+        if attack is not None and attack.needs <= ACCESS and not getattr(attack, "needs_captions", False)
+    }
 
 
 def reduced(data: ImageSet, size: int) -> ImageSet:
@@ -294,7 +296,9 @@ def estimates(found: Found, name: str, rates: tuple[float, ...], resamples: int,
     """[value, low, high] of the AUC and of each true-positive rate, None where it cannot be resolved."""
     n, rng = len(found[0][0]), stream(seed, "bootstrap")  # the same resamples for all attacks
     images = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), resamples)])
-    models = np.vstack([np.ones(len(found)), rng.multinomial(len(found), np.full(len(found), 1 / len(found)), resamples)])
+    models = np.vstack(
+        [np.ones(len(found)), rng.multinomial(len(found), np.full(len(found), 1 / len(found)), resamples)]
+    )
     values, negatives = np.zeros((1 + len(rates), 1 + resamples)), 0
     for share, (member, scored) in zip(models.T / len(found), found, strict=True):
         scores, counts = scored[name]
@@ -328,7 +332,10 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU where there is one, when unset")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     arguments = parser.parse_args()
-    models, pool = arguments.models or (6 if arguments.quick else 16), arguments.pool or (240 if arguments.quick else 1600)
+    models, pool = (
+        arguments.models or (6 if arguments.quick else 16),
+        arguments.pool or (240 if arguments.quick else 1600),
+    )
     if models % 2 or models < 6:
         parser.error("--models: an even number from 6 on: lira needs each image inside and outside of two shadows")
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -338,6 +345,7 @@ def main() -> None:
         study = Study(
             out=arguments.out or Path(scratch), data=arguments.data, pool=pool, size=arguments.size, models=models,
             images=arguments.images or 160 * (pool // 2), channels=tuple(arguments.channels),
+            attacks=attacks(),
         )  # fmt: skip
         try:
             run(study, arguments.jobs, 200 if arguments.quick else 1000)
@@ -354,7 +362,10 @@ def run(study: Study, jobs: int, resamples: int) -> None:
             list(processes.map(audited, [study] * study.models, numbers, [redrawn] * study.models))
             for redrawn in (False, True)
         )
-    rates = (0.01, 4 * RESOLVABLE / study.pool)  # half of half the pool: one model's non-members that nobody learnt from
+    rates = (
+        0.01,
+        4 * RESOLVABLE / study.pool,
+    )  # half of half the pool: one model's non-members that nobody learnt from
     result = {}
     for name in real[0][1]:
         auc, one, least = estimates(real, name, rates, resamples, study.seed)
@@ -369,7 +380,9 @@ def run(study: Study, jobs: int, resamples: int) -> None:
     for name, row in sorted(result.items(), key=lambda item: -item[1]["auc"][0]):
         each = f"{(2 * row['auc'][0] - 1) / row['queries']:.4f}" if row["queries"] else "-"
         cells = shown(row["auc"]), shown(row["tpr_at_1"]), shown(row["tpr_at_resolved"])
-        print(f"{name:24}{cells[0]:>22}{cells[1]:>22}{cells[2]:>22}{row['queries']:9}{each:>21}{shown(row['control_auc']):>24}")
+        print(
+            f"{name:24}{cells[0]:>22}{cells[1]:>22}{cells[2]:>22}{row['queries']:9}{each:>21}{shown(row['control_auc']):>24}"
+        )
     off = [name for name, row in result.items() if not row["control_auc"][1] <= 0.5 <= row["control_auc"][2]]
     print(f"controls whose interval misses 0.5: {', '.join(off) or 'none'}")
     print(json.dumps(result))

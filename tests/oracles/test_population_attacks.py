@@ -27,6 +27,7 @@ from unmem.evaluate.denoisers.pixels import Pixels
 from unmem.evaluate.matrix.batch import Batch
 from unmem.evaluate.matrix.compute import ask
 from unmem.evaluate.matrix.reading import Reading
+from unmem.evaluate.population import log_errors
 from unmem.evaluate.results import Scores, SetScores, load, save
 from unmem.evaluate.rows import Rows
 from unmem.evaluate.set_test import set_test, unfitted, welch
@@ -115,6 +116,12 @@ CALIBRATED = [
     RMIA(),
     RMIA(mode="offline"),
 ]
+
+
+def test_errors_are_taken_by_their_log_and_other_scores_as_they_are() -> None:
+    np.testing.assert_allclose(log_errors(np.array([-1.0, -np.e])), [0, -1])
+    for scores in (np.array([-1.0, 0.5]), np.array([-1.0, 0.0])):
+        np.testing.assert_array_equal(log_errors(scores), scores)
 
 
 # --- LiRA ----------------------------------------------------------------------------------------------------------
@@ -362,12 +369,25 @@ def test_quantiles_find_what_hardness_hides_and_nothing_where_there_is_nothing(s
 
 
 def test_quantiles_of_public_images_are_out_of_fold(split: Audit) -> None:
-    attack, public = Quantile(fpr=0.05), split.is_calibration().nonmembers
-    target = hard_where_bright(split, 2, 0)
-    found = attack.run(target, split, 0)
-    # fitted values would lie nearer to their own scores than those of images that were not seen
-    seen, fresh = found.nonmembers[public], found.nonmembers[~public]
-    assert stats.ks_2samp(seen, fresh).pvalue > 1e-4
+    pixels = np.concatenate([split.member_images.flat(), split.nonmember_images.flat()]).astype(np.float64)
+    attack, ratios = Quantile(components=50), []
+    for seed in range(5):
+        rng = stream(seed, "linear")
+        hardness = pixels @ rng.normal(0, 3, pixels.shape[1])  # worth a close fit, with features for a third of images
+        other = replace(split, calibration=tuple(rng.choice(split.nonmembers, IMAGES // 2, False)))
+        public = other.is_calibration().nonmembers
+        found = attack.run(Told(rows(np.exp(UNIT * (hardness + rng.normal(size=2 * IMAGES))))), other, 0).nonmembers
+        ratios.append(found[public].std() / found[~public].std())
+    assert 0.9 < np.mean(ratios) < 1.2  # well below 1 where images are predicted by what was fitted to them
+
+
+def test_generated_images_get_the_quantiles_of_images_that_look_like_them(split: Audit) -> None:
+    plain = hard_where_bright(split, 3, 1.0)
+    answers, fresh = plain.read(SecMI().reading), np.flatnonzero(~split.is_calibration().nonmembers)
+    twin = replace(answers, generated=answers.nonmembers[fresh])
+    found = Quantile().run(Told(twin, images=split.nonmember_images.images(fresh)), split, 0)
+    np.testing.assert_allclose(found.generated, found.nonmembers[fresh], atol=1e-4)
+    np.testing.assert_allclose(found.members, Quantile().run(plain, split, 0).members, atol=1e-4)
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
@@ -386,6 +406,9 @@ def test_gradient_norms_are_those_of_one_image_after_the_other(
     found = ask(batch, [reading])[reading.key]
     monkeypatch.setattr("unmem.evaluate.attacks.gradient.HELD", 4 * sum(p.numel() for p in network.parameters()))
     torch.testing.assert_close(ask(batch, [reading])[reading.key], found, rtol=1e-4, atol=1e-6)  # two images at once
+
+    with pytest.raises(UserError, match=r"attacks\.gradient\.timesteps: 51"):
+        ask(batch, [Gradient(timesteps=51).readings[0]])
 
     network.requires_grad_(True)
     parameters = list(network.parameters())

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +19,20 @@ from PIL import Image
 from tests import pipelines
 from tests.recipes.test_cli import unmem
 from tests.recipes.test_run import outcome
+from unmem import progress
 from unmem.component import UserError
 from unmem.evaluate.results import Scores, load
+from unmem.mitigations.dedup.perceptual import codes_of_arrays, flat_of_arrays
+from unmem.mitigations.near_duplicates import NearDuplicates
 from unmem.recipes import yaml_file
-from unmem.recipes.auditing import audit_recipe
+from unmem.recipes.auditing import audit_recipe, data_set
 from unmem.recipes.check import Limit, check
 from unmem.recipes.fleet import Job
+from unmem.recipes.given import Given
 from unmem.recipes.recipe import check as read_recipe
 from unmem.recipes.risk import Exposure
 from unmem.recipes.runner import prepare, run_job
-from unmem.train.imageset import ImageSet
+from unmem.train.imageset import ImageSet, Rejected
 from unmem.train.models.pretrained import SHIPPED
 
 MODEL = SHIPPED / "digits8"
@@ -238,7 +243,95 @@ def test_a_text_conditional_model(digits: ImageSet, tmp_path: Path) -> None:
     assert (root / "report.html").exists()
 
 
-# Given data in recipes.
+# Given data.
+
+
+class Held:
+    """A data set that is in memory."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def load(self, scratch: Path) -> tuple[ImageSet, list[Rejected]]:
+        return self.images, [Rejected("broken.png", "no image")]
+
+
+def test_what_only_one_of_the_sets_has_is_not_used(
+    digits: ImageSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(progress, "say", said.append)
+    texts = tuple(f"picture {i}" for i in range(40))
+    members, nonmembers = digits.take(np.arange(40)), digits.take(np.arange(100, 140))
+    sets = Given(Held(replace(members, captions=texts)), Held(replace(nonmembers, labels=None)))
+    split, left_out = sets.audit(tmp_path, seed=0)
+    assert "data: the members alone have classes; they are not used" in said
+    assert "data: the members alone have captions; they are not used" in said
+    assert (split.data.labels, split.data.captions) == (None, None)
+    assert [entry.source for entry in left_out[:2]] == ["members: broken.png", "nonmembers: broken.png"]
+    assert np.array_equal(split.member_images.images(), members.select(split.members).images())
+
+
+def test_classes_of_both_sets_have_one_numbering(digits: ImageSet, tmp_path: Path) -> None:
+    def some(first: int, names: tuple[str, ...]) -> Held:
+        labels = np.arange(20) % len(names)
+        return Held(replace(digits.take(np.arange(first, first + 20)), labels=labels, label_names=names))
+
+    for ours, theirs, names in (
+        (("3", "10"), ("0", "3"), tuple(str(i) for i in range(11))),
+        (("cat", "dog"), ("ant", "cat"), ("ant", "cat", "dog")),
+        (("07", "8"), ("8",), ("07", "8")),
+    ):
+        split, _ = Given(some(0, ours), some(100, theirs)).audit(tmp_path, seed=0)
+        assert split.data.label_names == names
+        for side, original, known in (
+            (split.members, some(0, ours), ours),
+            (split.nonmembers, some(100, theirs), theirs),
+        ):
+            found, before = split.data.select(side).labels, original.images.select(side).labels
+            assert found is not None
+            assert [names[label] for label in found] == [known[label] for label in before]
+
+
+def test_a_single_nonmember_is_too_few(digits: ImageSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="of 1 images 0 are, or look like, members; 1 left, but 2 are needed"):
+        Given(Held(digits.take(np.arange(1))), Held(digits.take(np.arange(100, 101)))).audit(tmp_path, seed=0)
+
+
+def test_repeated_images_by_brute_force(digits: ImageSet) -> None:
+    data, others, rng = digits.take(np.arange(0, 200)), digits.take(np.arange(200, 500)), np.random.default_rng(0)
+    found = NearDuplicates(max_distance=6).repeated(others, data, rng)
+    codes = [codes_of_arrays(part.images(), "phash")[:, 0] for part in (others, data)]
+    firm = [~flat_of_arrays(part.images()) for part in (others, data)]
+    bits = np.array([[int(a ^ b).bit_count() for b in codes[1]] for a in codes[0]])
+    near = (bits <= 6) & firm[0][:, None] & firm[1]
+    assert sorted(entry.id for entry in found) == sorted(others.ids[i] for i in np.flatnonzero(near.any(1)))
+    assert len(found) > 5
+    for entry in found:
+        assert entry.distance == bits[others.ids.index(entry.id), data.ids.index(entry.kept)]
+    assert NearDuplicates().repeated(others.take(np.arange(0)), data, rng) == []
+
+
+def test_repeated_images_that_were_turned(digits: ImageSet) -> None:
+    images = digits.images()[:50]
+    data, turned = digits.take(np.arange(50)), ImageSet.of(np.rot90(images, axes=(1, 2)), [f"{i}" for i in range(50)])
+    rng = np.random.default_rng(0)
+    found = NearDuplicates(max_distance=2, dihedral=True).repeated(turned, data, rng)
+    assert sum(turned.ids.index(entry.id) == data.ids.index(entry.kept) for entry in found) > 45
+    assert len(NearDuplicates(max_distance=2).repeated(turned, data, rng)) < 5
+
+
+def test_the_kind_of_data_goes_by_the_path(tmp_path: Path) -> None:
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "state.json").write_text("{}")
+    assert data_set("--members", saved, 32, 3, "text") == {
+        "kind": "huggingface", "path": str(saved), "size": 32, "channels": 3, "caption": "text",
+    }  # fmt: skip
+    archive = tmp_path / "set.npz"
+    assert data_set("--members", archive, 32, 3, None) == {"kind": "npz", "path": str(archive)}
+    assert data_set("--members", tmp_path, None, None, None) == {"kind": "image_folder", "path": str(tmp_path)}
+
 
 GIVEN = """
 schema: 1

@@ -70,6 +70,11 @@ class Arm:
         return all(stage.finished for stage in self.stages.values()) and all(s.finished for s in self.shadows)
 
     @property
+    def has_answered(self) -> bool:
+        """Whether the stages up to the model's answers are done."""
+        return all(stage.finished for stage in self.model_stages.values())
+
+    @property
     def model_stages(self) -> dict[str, Stage]:
         """The stages up to the model's answers, by name, in order, each key holding its upstream's."""
         recipe, plain, seed = self.recipe, self.recipe.resolved, self.recipe.seed

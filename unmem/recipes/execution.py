@@ -44,7 +44,7 @@ def run_model(arm: Arm) -> None:
 
 
 def run_shadow(shadow: Shadow) -> None:
-    """Run, or resume, one shadow model of an arm whose own model has answered."""
+    """Run, or resume, one shadow model: its training, and its answers once the arm's model has drawn its samples."""
     arm, recipe = shadow.arm, shadow.arm.recipe
     audit, accelerator = Audit.open(arm.root), _accelerator(recipe, shadow.directory)
     stages = shadow.stages
@@ -62,14 +62,13 @@ def run_shadow(shadow: Shadow) -> None:
         ask_all(denoiser, recipe, audit, arm.generated(audit), arm.shadow_attacks, accelerator, directory)
 
     names = ("mitigation", arm.name, "shadow", shadow.number)
-    run_steps(
-        {
-            "data": Step(stages["data"], partial(_mitigate, half, arm.mitigations, recipe.seed, names, ledger)),
-            "train": Step(stages["train"], train, together=True),
-            "matrix": Step(stages["matrix"], ask, together=True),
-        },
-        accelerator,
-    )
+    steps = {
+        "data": Step(stages["data"], partial(_mitigate, half, arm.mitigations, recipe.seed, names, ledger)),
+        "train": Step(stages["train"], train, together=True),
+    }
+    if arm.model_stages["samples"].finished:
+        steps["matrix"] = Step(stages["matrix"], ask, together=True)
+    run_steps(steps, accelerator)
 
 
 def run_attacks(arm: Arm) -> None:

@@ -61,19 +61,23 @@ def run(
 
 
 def phases(arms: list[Arm]) -> Iterator[list[Job]]:
-    """What may run at once, one list after the other: models, then their shadows, then the attacks that read both."""
-    fleets = {arm.name: arm.shadows for arm in arms}
-    if not any(fleets.values()):
+    """What may run at once, one list after the other: models and shadows, then the attacks that read both.
+
+    Shadows that were trained before their arm's model had drawn its samples, about which they are asked, come twice.
+    """
+    if not any(arm.shadows for arm in arms):
         yield [Job(arm.root, arm.name, "all") for arm in arms]
         return
-    yield [Job(arm.root, arm.name, "model") for arm in arms if not all(s.finished for s in arm.model_stages.values())]
-    yield [
-        Job(arm.root, arm.name, f"shadow-{shadow.number}")
-        for arm in arms
-        for shadow in fleets[arm.name]
-        if not shadow.finished
-    ]
+    models = [Job(arm.root, arm.name, "model") for arm in arms if not arm.has_answered]
+    yield models + _unfinished_shadows(arms)
+    yield _unfinished_shadows(arms)
     yield [Job(arm.root, arm.name, "attacks") for arm in arms]
+
+
+def _unfinished_shadows(arms: list[Arm]) -> list[Job]:
+    """A job for each shadow that has something left to do."""
+    waiting = [shadow for arm in arms for shadow in arm.shadows if not shadow.finished]
+    return [Job(shadow.arm.root, shadow.arm.name, f"shadow-{shadow.number}") for shadow in waiting]
 
 
 def prepare(recipe: Recipe, root: Path) -> str:

@@ -69,7 +69,7 @@ class Diffusion:
         return noise * x_t + signal * predicted
 
     def moved(self, x_t: Tensor, eps: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x_s [b, c, h, w] by one deterministic step from t to s, up or down (DDIM, Song et al. 2021, eq. 12, eta 0)."""
+        """x_s [b, c, h, w] by one deterministic step from t to s, up or down (DDIM, Song et al. 2021, eq. 12)."""
         (signal_t, noise_t), (signal_s, noise_s) = self._scales(t), self._scales(s)
         return signal_s * (x_t - noise_t * eps) / signal_t + noise_s * eps
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from unmem.evaluate.matrix.batch import Batch
 
-PENALTY = 0.01  # C of the logistic regression: layers' norms say much the same
 HELD = 1 << 29  # gradient values held at once: 2 GiB in float32
 
 
@@ -39,10 +38,16 @@ class _GradientNorms:
         return self.timesteps
 
     def residuals(self, batch: Batch) -> Iterator[Tensor]:
-        """L2 norms, float32 [n, 1] a parameter tensor, in the network's order."""
+        """L2 norms, float32 [n, 1] a parameter tensor, in the network's order.
+
+        Raises:
+            UserError: when the schedule is shorter than the timesteps.
+        """
         import torch
 
         network, last = batch.denoiser.network, len(batch.denoiser.diffusion.alphas_cumprod)
+        if self.timesteps > last:
+            raise UserError(f"attacks.gradient.timesteps: {self.timesteps} is more than the schedule's {last}")
         times = [last * (k + 1) // self.timesteps - 1 for k in range(self.timesteps)]
         noises = [batch.noise("gradient", t) for t in times]
         chunk = max(1, HELD // (2 * sum(p.numel() for p in network.parameters())))
@@ -177,4 +182,5 @@ def _classifier(name: str, state: int) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=1000, random_state=state))
+    # strongly regularised: many layers' norms say much the same
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000, random_state=state))

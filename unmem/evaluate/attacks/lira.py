@@ -98,7 +98,7 @@ def _normals(scores: np.ndarray, chosen: np.ndarray, pooled: bool, seen: np.ndar
     shared = squares[real].sum() / np.maximum(count - 1, 0)[real].sum()
     alone = (count >= 2) & (not pooled)
     variance = np.where(alone, squares / np.maximum(count - 1, 1), shared)
-    resolution = np.finfo(np.float32).eps * np.abs(scores).max()  # of the readings: no spread is finer
+    resolution = np.finfo(np.float32).eps * np.abs(scores[:, real]).max()  # of the readings: no spread is finer
     return mean, np.maximum(variance, max(resolution**2, np.finfo(np.float64).tiny))
 
 

@@ -104,8 +104,9 @@ def ask(batch: Batch, readings: Iterable[Reading]) -> dict[str, torch.Tensor]:
         by_probe.setdefault(reading.probe, []).append(reading)
     columns: dict[str, list[torch.Tensor]] = {}
     for probe, wanted in by_probe.items():
-        # no_grad, since gradients may be taken later of what the batch keeps; inference tensors do not allow that
-        with nullcontext() if probe.access == "gradients" else torch.no_grad():
+        # gradients in full precision: per-image ones do not go together with autocast. Else no_grad: gradients may be
+        # taken later of what the batch keeps, which inference tensors do not allow
+        with torch.autocast(batch.x.device.type, enabled=False) if probe.access == "gradients" else torch.no_grad():
             for residual in probe.residuals(batch):
                 for reading in wanted:
                     columns.setdefault(reading.key, []).append(reading.norm(residual))
