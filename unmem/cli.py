@@ -8,11 +8,12 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import click
 
 from unmem import __version__, cli_audit, cli_dedup, progress
-from unmem.component import ConfigError, Kind, UserError, find, kinds, suggest
+from unmem.component import ConfigError, Kind, UserError, dump, find, kinds, suggest
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 LISTS = ("data", "models", "mitigations", "attacks", "quality", "features", "targets", "recipes")
@@ -73,9 +74,9 @@ def show(kind: str, as_json: bool) -> None:
     for field in dataclasses.fields(cls):
         entry = {"name": field.name, "type": str(field.type)}
         if field.default is not dataclasses.MISSING:
-            entry["default"] = field.default
+            entry["default"] = _plain(field.default)
         elif field.default_factory is not dataclasses.MISSING:
-            entry["default"] = field.default_factory()
+            entry["default"] = _plain(field.default_factory())
         fields.append(entry)
     if as_json:
         click.echo(json.dumps({"kind": kind, "module": found.module, "doc": found.doc, "fields": fields}, indent=1))
@@ -244,6 +245,15 @@ def _listing(what: str) -> dict[str, str]:
     if what == "recipes":
         return {name: file.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, file in shipped().items()}
     return {name: kind.summary for name, kind in kinds(ROOMS[what]).items()}
+
+
+def _plain(default: Any) -> Any:
+    """A field's default; one that is a component as it stands in a recipe."""
+    from unmem.recipes.recipe import kind_of
+
+    if isinstance(default, tuple):
+        return [_plain(part) for part in default]
+    return {"kind": kind_of(default), **dump(default)} if hasattr(default, "__dataclass_fields__") else default
 
 
 def _find_anywhere(name: str) -> Kind:

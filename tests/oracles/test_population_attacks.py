@@ -30,7 +30,7 @@ from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.population import log_errors
 from unmem.evaluate.results import Scores, SetScores, load, save
 from unmem.evaluate.rows import Rows
-from unmem.evaluate.set_test import set_test, unfitted, welch
+from unmem.evaluate.set_test import set_test, welch
 from unmem.evaluate.statistics import auc_value
 from unmem.rng import stream
 from unmem.train.diffusion import make_scheduler
@@ -92,6 +92,11 @@ def told(own: np.ndarray, shadows: np.ndarray, inside: np.ndarray) -> Told:
         for log_errors, mask in zip(shadows, inside, strict=True)
     ]
     return Told(rows(np.exp(UNIT * own)), shadows=fleet)
+
+
+def unfitted(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+    """Scores of the members and non-members that figures are about."""
+    return scores.members[scores.tested.members], scores.nonmembers[scores.tested.nonmembers]
 
 
 def auc_of(scores: Scores) -> float:

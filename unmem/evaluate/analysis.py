@@ -11,7 +11,8 @@ from pydantic import Field
 from unmem.component import Confidence, component
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.canary_figures import canary_figures
-from unmem.evaluate.results import CanaryScores, Distances, Matches, Result, Scores
+from unmem.evaluate.results import CanaryScores, Distances, Matches, Result, Scores, SetScores
+from unmem.evaluate.set_test import set_figures
 from unmem.evaluate.statistics import (
     Estimate,
     auc,
@@ -57,6 +58,8 @@ def analyse(result: Result, audit: Audit, dropped: frozenset[str], compare: Comp
     Returns:
         ``{"estimates": {name: estimate}, ...}`` as plain data.
     """
+    if isinstance(result, SetScores):
+        return set_figures(result, compare, seed)
     if isinstance(result, Scores):
         return _membership(result, audit, dropped, compare, seed)
     if isinstance(result, Matches):
@@ -70,7 +73,7 @@ def difference(first: Result, second: Result, audit: Audit, compare: Compare, se
     """Estimates of ``first`` minus those of ``second``, paired over the same images; by the estimates' names."""
     if isinstance(first, Scores) and isinstance(second, Scores):
         rng = stream(seed, "difference")
-        (tested, _), (fresh, _) = tested_scores(first)
+        tested, fresh = first.tested.members, first.tested.nonmembers
         planted = audit.is_planted() & tested
         pairs = {"auc": tested} | ({"auc_planted": planted} if planted.any() else {})
         return {
@@ -107,7 +110,8 @@ def _found(nearest: np.ndarray, ratio: np.ndarray, count: int, limit: float) -> 
 
 def _membership(scores: Scores, audit: Audit, dropped: frozenset[str], compare: Compare, seed: int) -> dict[str, Any]:
     """AUC, TPR at FPR and balanced accuracy; over all members, those trained on, and the planted ones."""
-    (tested, members), (fresh, nonmembers) = tested_scores(scores)
+    tested, fresh = scores.tested.members, scores.tested.nonmembers
+    members, nonmembers = scores.members[tested], scores.nonmembers[fresh]
     confidence, planted = compare.confidence, audit.is_planted()[tested]
     trained = np.array([name not in dropped for name in audit.members])[tested]
     estimates = {"auc": auc(members, nonmembers, confidence, stream(seed, "auc"))}
@@ -128,13 +132,6 @@ def _membership(scores: Scores, audit: Audit, dropped: frozenset[str], compare: 
         generated = auc(scores.generated, nonmembers, confidence, stream(seed, "generated"))
         estimates["auc_generated"] = replace(generated, note="the model's own samples in place of members")
     return {"type": "membership", "estimates": _plain(estimates), "roc": roc(members, nonmembers)}
-
-
-def tested_scores(scores: Scores) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """Which members' membership the attack did not learn from, bool [members], and their scores; then non-members."""
-    groups = (scores.members, scores.fitted_members), (scores.nonmembers, scores.fitted_nonmembers)
-    masks = [~fitted if len(fitted) else np.ones(len(values), dtype=bool) for values, fitted in groups]
-    return (masks[0], scores.members[masks[0]]), (masks[1], scores.nonmembers[masks[1]])
 
 
 def _extraction(matches: Matches, audit: Audit, compare: Compare) -> dict[str, Any]:

@@ -45,6 +45,12 @@ class Scores:
     fitted_nonmembers: np.ndarray = field(default_factory=_no_masks)
     canaries: np.ndarray = field(default_factory=_no_images)
 
+    @property
+    def tested(self) -> Rows:
+        """bool [members], [nonmembers]: whose membership the attack did not learn from; figures are about them."""
+        pairs = (self.members, self.fitted_members), (self.nonmembers, self.fitted_nonmembers)
+        return Rows(*(~fitted if len(fitted) else np.ones(len(values), dtype=bool) for values, fitted in pairs))
+
 
 @dataclass(frozen=True)
 class SetScores(Scores):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from unmem.evaluate.results import Scores, SetScores
+from unmem.evaluate.results import SetScores
 from unmem.evaluate.statistics import RESAMPLES, Estimate, clopper_pearson
 from unmem.rng import stream
 
@@ -29,16 +29,10 @@ def set_figures(result: SetScores, compare: Compare, seed: int) -> dict[str, Any
     Returns:
         ``{"type": "dataset_inference", "estimates": {name: estimate}, "level": ...}`` as plain data.
     """
-    estimates = set_test(*unfitted(result), result.sizes.tolist(), compare.confidence, seed)
+    members, nonmembers = result.members[result.tested.members], result.nonmembers[result.tested.nonmembers]
+    estimates = set_test(members, nonmembers, result.sizes.tolist(), compare.confidence, seed)
     plain = {name: estimate.as_json() for name, estimate in estimates.items()}
     return {"type": "dataset_inference", "estimates": plain, "level": LEVEL}
-
-
-def unfitted(scores: Scores) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the members and non-members that the attack did not learn from."""
-    pairs = (scores.members, scores.fitted_members), (scores.nonmembers, scores.fitted_nonmembers)
-    members, nonmembers = (values[~fitted] if len(fitted) else values for values, fitted in pairs)
-    return members, nonmembers
 
 
 def set_test(

@@ -13,7 +13,6 @@ import numpy as np
 
 from unmem.component import UserError, suggest
 from unmem.evaluate import results
-from unmem.evaluate.analysis import tested_scores
 from unmem.evaluate.audit import Audit
 from unmem.mitigations.ledger import copies
 from unmem.mitigations.near_duplicates import NearDuplicates
@@ -43,7 +42,8 @@ class Exposure:
     @classmethod
     def of(cls, scores: results.Scores) -> Exposure:
         """From an attack's scores."""
-        (tested, members), (_, nonmembers) = tested_scores(scores)
+        tested = scores.tested.members
+        members, nonmembers = scores.members[tested], scores.nonmembers[scores.tested.nonmembers]
         reached = len(nonmembers) - np.searchsorted(np.sort(nonmembers), scores.members, side="left")
         higher = len(members) - np.searchsorted(np.sort(members), scores.members, side="right")
         return cls(scores.members, (1 + reached) / (1 + len(nonmembers)), 1 + higher, tested)
