@@ -1,26 +1,25 @@
 """How well each attack tells members from non-members, and what it asks for it: many models, each audited in turn.
 
     python benchmarks/attack_power.py --out DIR           16 models, 1,600 images: half an hour on two cores
-    python benchmarks/attack_power.py --quick             6 models, 240 images: under a minute
+    python benchmarks/attack_power.py --quick             6 models, 200 images: under a minute
     python benchmarks/attack_power.py --out DIR --data FILE.npz --size 16 --images 400000
 
-The pool is real images: scikit-learn's digits, or those of an archive. Models come in pairs: of each pair, one is trained
-on a random half of the pool and the other on the rest, with the network and the settings of recipes/membership.yaml, long
-enough to overfit. All of them answer all attacks' questions once. Then each is audited in turn: members are the images
-that it was trained on, non-members the others, and its shadows are the models of all other pairs. So each image is inside
-exactly half of the shadows, be it a member or not: were the partner among them, counting would give the answer away. Every
-attack of unmem/evaluate/attacks that scores single images runs with its defaults, some in further forms (FORMS). Images
-whose membership an attack learnt from are no part of its figures.
+The pool is real images: scikit-learn's digits, or those of an archive. Models come in pairs: one is trained on a random
+half of the pool and the other on the rest, with the network and the settings of recipes/membership.yaml, long enough to
+overfit. All of them answer all attacks' questions once. Then each is audited in turn: members are the images that it
+was trained on, non-members the others, and its shadows are the models of all other pairs. So each image is inside
+exactly half of the shadows, be it a member or not: were the partner among them, counting would give the answer away.
+Every attack of unmem/evaluate/attacks that scores single images runs with its defaults, some in further forms (FORMS).
+Images whose membership an attack learnt from are no part of its figures.
 
 A figure is the mean over audited models of the AUC, or of the true-positive rate at the threshold that the model's own
 non-members set; that rate is withheld where fewer than ten false positives are expected over all models together. Its
 interval is a percentile bootstrap at 95 % that resamples models and, independently, images, an image with all of its
-scores by all models, since an image that is hard to judge is so under all of them (Owen 2007, "The pigeonhole bootstrap";
-it errs towards width). It speaks of other models and images of this kind; that shadows are shared between audited models
-is not in it.
+scores by all models, since one that is hard to judge is so under all of them (Owen 2007, "The pigeonhole bootstrap"; it
+errs towards width). It speaks of other models and images of this kind; that audited models share shadows is not in it.
 
-The control runs each attack on the same answers with members drawn anew, independently of what the model was trained on:
-its AUC must be 0.5. Prints a table by AUC and, last, one JSON object by attack: [value, low, high] of the AUC, of the
+The control runs each attack on the same answers with members drawn anew, whatever the model was trained on: its AUC
+must be 0.5. Prints a table by AUC and, last, one JSON object by attack: [value, low, high] of the AUC, of the
 true-positive rates at a false-positive rate of 1 % and at the least one that a single model resolves, and of the
 control's AUC; and queries an image. ``--out`` keeps models and answers: the same command goes on where it stopped.
 """
@@ -67,11 +66,15 @@ FORMS: dict[str, dict[str, Any]] = {  # beside each attack with its defaults
     "pian": {"kind": "pia", "normalised": True},
     "frequency_filter_secmi": {"kind": "frequency_filter", "base": {"kind": "secmi"}},
     "lira_offline": {"kind": "lira", "mode": "offline"},
+    "lira_loss": {"kind": "lira", "base": {"kind": "loss"}},
     "lira_secmi": {"kind": "lira", "base": {"kind": "secmi"}},
     "lira_sima": {"kind": "lira", "base": {"kind": "sima"}},
     "rmia_offline": {"kind": "rmia", "mode": "offline"},
+    "rmia_loss": {"kind": "rmia", "base": {"kind": "loss"}},
+    "rmia_sima": {"kind": "rmia", "base": {"kind": "sima"}},
     "rmia_secmi": {"kind": "rmia", "base": {"kind": "secmi"}},
-    "quantile_loss": {"kind": "quantile", "base": LOSS},
+    "quantile_loss": {"kind": "quantile", "base": {"kind": "loss"}},
+    "quantile_sima": {"kind": "quantile", "base": {"kind": "sima"}},
 }
 RESOLVABLE = 10  # false positives that must be expected
 CONFIDENCE = 0.95
@@ -151,7 +154,7 @@ class Study:
 
 
 def attacks() -> dict[str, Any]:
-    """Those that score single images, given the access that there is, each with its defaults; and their further forms."""
+    """Those that score single images, given the access that there is, each with its defaults; and further forms."""
     problems: list[Any] = []
     specs = {name: {"kind": name} for name in kinds(ATTACKS)} | FORMS
     found = {name: build(ATTACKS, spec, name, problems) for name, spec in specs.items()}
@@ -179,6 +182,7 @@ def make(study: Study, number: int) -> float:
     from diffusers import DDPMPipeline
 
     from unmem.evaluate.denoisers.pixels import Pixels
+    from unmem.evaluate.denoisers.quiet import quiet
     from unmem.evaluate.matrix.compute import compute
     from unmem.train.trainer import make_accelerator, train
     from unmem.train.update import Plain
@@ -197,7 +201,8 @@ def make(study: Study, number: int) -> float:
         training.finish()
     if not asking.finished:
         asking.begin()
-        pipeline = DDPMPipeline.from_pretrained(training.directory / "pipeline")
+        with quiet(texts=False):
+            pipeline = DDPMPipeline.from_pretrained(training.directory / "pipeline")
         compute(
             Pixels(pipeline, accelerator.device), study.everything.groups, study.readings, asking.directory,
             config=Matrix(), seed=derive(study.seed, "matrix"), accelerator=accelerator,
@@ -294,13 +299,11 @@ Found = list[tuple[np.ndarray, dict[str, tuple[np.ndarray, np.ndarray]]]]
 
 def estimates(found: Found, name: str, rates: tuple[float, ...], resamples: int, seed: int) -> list[Any]:
     """[value, low, high] of the AUC and of each true-positive rate, None where it cannot be resolved."""
-    n, rng = len(found[0][0]), stream(seed, "bootstrap")  # the same resamples for all attacks
+    n, k, rng = len(found[0][0]), len(found), stream(seed, "bootstrap")  # the same resamples for all attacks
     images = np.vstack([np.ones(n), rng.multinomial(n, np.full(n, 1 / n), resamples)])
-    models = np.vstack(
-        [np.ones(len(found)), rng.multinomial(len(found), np.full(len(found), 1 / len(found)), resamples)]
-    )
+    models = np.vstack([np.ones(k), rng.multinomial(k, np.full(k, 1 / k), resamples)])
     values, negatives = np.zeros((1 + len(rates), 1 + resamples)), 0
-    for share, (member, scored) in zip(models.T / len(found), found, strict=True):
+    for share, (member, scored) in zip(models.T / k, found, strict=True):
         scores, counts = scored[name]
         values += share * figures(scores[counts], member[counts], images[:, counts], rates)
         negatives += int((counts & ~member).sum())
@@ -324,31 +327,30 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few small models: under a minute")
     parser.add_argument("--out", type=Path, help="where models and answers are kept; nowhere when unset")
     parser.add_argument("--data", type=Path, help="an .npz archive of images; digits when unset")
-    parser.add_argument("--pool", type=int, help="images; 1,600 (--quick: 240)")
+    parser.add_argument("--pool", type=int, help="images; 1,600 (--quick: 200)")
     parser.add_argument("--size", type=int, help="side in pixels to which images are reduced")
     parser.add_argument("--models", type=int, help="an even number; 16 (--quick: 6)")
-    parser.add_argument("--images", type=int, help="that a model sees in training; 160 times its half of the pool")
+    parser.add_argument("--images", type=int, help="that a model sees in training; 160 (--quick: 120) times its half")
     parser.add_argument("--channels", type=int, nargs="+", default=(16, 32), help="of the network's levels")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="a GPU where there is one, when unset")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     arguments = parser.parse_args()
-    models, pool = (
-        arguments.models or (6 if arguments.quick else 16),
-        arguments.pool or (240 if arguments.quick else 1600),
-    )
+    models, pool, epochs, resamples = (6, 200, 120, 200) if arguments.quick else (16, 1600, 160, 1000)
+    models, pool = arguments.models or models, arguments.pool or pool
     if models % 2 or models < 6:
         parser.error("--models: an even number from 6 on: lira needs each image inside and outside of two shadows")
+    if pool < 120:
+        parser.error("--pool: at least 120 images, of whose quarter attacks learn")
     os.environ["OMP_NUM_THREADS"] = "1"
     if arguments.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with tempfile.TemporaryDirectory() as scratch:
         study = Study(
             out=arguments.out or Path(scratch), data=arguments.data, pool=pool, size=arguments.size, models=models,
-            images=arguments.images or 160 * (pool // 2), channels=tuple(arguments.channels),
-            attacks=attacks(),
+            images=arguments.images or epochs * (pool // 2), channels=tuple(arguments.channels), attacks=attacks(),
         )  # fmt: skip
         try:
-            run(study, arguments.jobs, 200 if arguments.quick else 1000)
+            run(study, arguments.jobs, resamples)
         except UserError as error:
             parser.error(str(error))
 
@@ -362,28 +364,24 @@ def run(study: Study, jobs: int, resamples: int) -> None:
             list(processes.map(audited, [study] * study.models, numbers, [redrawn] * study.models))
             for redrawn in (False, True)
         )
-    rates = (
-        0.01,
-        4 * RESOLVABLE / study.pool,
-    )  # half of half the pool: one model's non-members that nobody learnt from
-    result = {}
+    rates = (0.01, 4 * RESOLVABLE / study.pool)  # of a model's non-members, half the pool, attacks may learn from half
+    result: dict[str, Any] = {}
     for name in real[0][1]:
         auc, one, least = estimates(real, name, rates, resamples, study.seed)
         chance = estimates(control, name, (), resamples, study.seed)[0]
         asked = queries(study.attacks[name])
-        figures = {"auc": auc, "tpr_at_1": one, "tpr_at_resolved": least, "queries": asked, "control_auc": chance}
-        result[name] = figures
-    print(f"{study.models} models, {study.pool} images, {study.images} seen in training; ", end="")
-    print(f"{time.perf_counter() - started:.0f} s; the resolved rate is {rates[1]:.4g}")
-    print(f"{'attack':24}{'AUC':>22}{'TPR at 1 % FPR':>22}{f'TPR at {100 * rates[1]:.3g} %':>22}{'queries':>9}", end="")
-    print(f"{'(2 AUC - 1) / query':>21}{'AUC of the control':>24}")
-    for name, row in sorted(result.items(), key=lambda item: -item[1]["auc"][0]):
-        each = f"{(2 * row['auc'][0] - 1) / row['queries']:.4f}" if row["queries"] else "-"
-        cells = shown(row["auc"]), shown(row["tpr_at_1"]), shown(row["tpr_at_resolved"])
-        print(
-            f"{name:24}{cells[0]:>22}{cells[1]:>22}{cells[2]:>22}{row['queries']:9}{each:>21}{shown(row['control_auc']):>24}"
-        )
-    off = [name for name, row in result.items() if not row["control_auc"][1] <= 0.5 <= row["control_auc"][2]]
+        result[name] = {
+            "auc": auc, "tpr_at_1": one, "tpr_at_resolved": least, "queries": asked, "control_auc": chance
+        }  # fmt: skip
+    print(f"{study.models} models, {study.pool} images, {study.images} seen in training, ", end="")
+    print(f"{time.perf_counter() - started:.0f} s; false-positive rates {rates[0]:.3g} and {rates[1]:.3g}")
+    row = "{:24}{:>22}{:>22}{:>22}{:>9}{:>21}{:>22}"
+    print(row.format("attack", "AUC", "TPR", "TPR", "queries", "(2 AUC - 1) / query", "AUC of the control"))
+    for name, found in sorted(result.items(), key=lambda item: -item[1]["auc"][0]):
+        each = f"{(2 * found['auc'][0] - 1) / found['queries']:.4f}" if found["queries"] else "-"
+        cells = [shown(found[key]) for key in ("auc", "tpr_at_1", "tpr_at_resolved", "control_auc")]
+        print(row.format(name, *cells[:3], found["queries"], each, cells[3]))
+    off = [name for name, found in result.items() if not found["control_auc"][1] <= 0.5 <= found["control_auc"][2]]
     print(f"controls whose interval misses 0.5: {', '.join(off) or 'none'}")
     print(json.dumps(result))
 

@@ -2,17 +2,17 @@
 
     python benchmarks/membership_matrix.py [--quick] [--device cpu|cuda]
 
-``compute`` turns images into shards of readings on disk: it noises, mirrors, asks, measures and writes. Beside it stands
-a bare loop of as many forward passes of the same network, a UNet2DModel with attention and 2.7 million weights, in batches
-of the same size, over inputs made beforehand and without gradients. They take turns in one run; a round's ratio is that
-of their rates, and the median over rounds counts. Cases: the losses (three timesteps, a draw, both mirror images) at 16x16
-and 32x32 pixels, batches of 64 and 256, and all cheap attacks together (loss, sima, pia, secmi). --quick leaves out the
-batches of 256. First, both sides give the same losses.
+``compute`` turns images into shards of readings on disk: it noises, mirrors, asks, measures and writes. Beside it
+stands a bare loop of as many forward passes of the same network, a UNet2DModel with attention and 2.7 million weights,
+in batches of the same size, over inputs made beforehand. They take turns in one run; a round's ratio is that of their
+rates, and the median over rounds counts. Cases: the losses (three timesteps, a draw, both mirror images) at 16x16 and
+32x32 pixels, batches of 64 and 256, and all cheap attacks together (loss, sima, pia, secmi). --quick leaves out the
+batches of 256. First of all, both sides give the same losses.
 
 Then, in seconds and MiB of arrays at their peak: the likelihood ratios of 50,000 images under 16 shadow models, and the
 one-run bound on epsilon from 100,000 canaries. Prints tables and, last, one JSON object: ``over_bare_forward`` is the
 least of the cases' medians, the rate of ``compute`` over that of the bare loop; ``by_cpu_time`` is the same from the
-processor's time, which does not suffer from a busy machine (on a GPU it says nothing).
+processor's time, which does not suffer from a busy machine (None on a GPU, of which it says nothing).
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ from unmem.evaluate.epsilon import best_one_run_epsilon
 from unmem.evaluate.matrix.batch import Batch
 from unmem.evaluate.matrix.compute import compute
 from unmem.evaluate.matrix.config import Matrix
-from unmem.evaluate.matrix.reading import Reading
+from unmem.rundir import read_arrays
 from unmem.train.imageset import ImageSet
 from unmem.train.trainer import make_accelerator
 
 LOSS = Loss(timesteps=(50, 100, 200), draws=1, flips=True)
 ATTACKS = {"loss": (LOSS,), "cheap": (LOSS, SimA(), PIA(), SecMI())}
 CASES = [(16, 64, "loss"), (32, 64, "loss"), (16, 64, "cheap"), (16, 256, "loss"), (32, 256, "loss")]
+Seconds = tuple[float, float]
+"""By the clock, and of the processor."""
 MODELS, IMAGES, CANARIES = 16, 50_000, 100_000
 
 
@@ -77,19 +79,14 @@ class Case:
         )  # fmt: skip
         self._inputs = self._noised()
 
-    def asked(self) -> np.ndarray:
-        """All readings, on disk; returns the losses, float32 [images, forwards]."""
+    def asked(self) -> Seconds:
+        """All readings, on disk."""
         with tempfile.TemporaryDirectory() as directory:
-            groups = {"members": self._data, "nonmembers": self._data.take(np.arange(0))}
             started = self._clock()
-            compute(
-                self._denoiser, groups, self._readings, Path(directory), config=Matrix(batch=self._batch), seed=0,
-                accelerator=self._accelerator,
-            )  # fmt: skip
-            self.seconds = self._since(started)
-            return self._losses(Path(directory), self._readings[0])
+            self._compute(Path(directory))
+            return self._since(started)
 
-    def bare(self) -> None:
+    def bare(self) -> Seconds:
         """As many forward passes, and nothing else."""
         labels, ask = self._first.condition, self._denoiser.network
         started = self._clock()
@@ -97,14 +94,22 @@ class Case:
             for i in range(self.forwards * self._batches):
                 x_t, t, _ = self._inputs[i % len(self._inputs)]
                 ask(x_t, t, class_labels=labels)
-        self.seconds = self._since(started)
+        return self._since(started)
 
     def check(self) -> None:
         """The first batch's losses, both ways."""
         with torch.inference_mode():
             outs = [(self._denoiser.predict(x, t, self._first.condition), eps) for x, t, eps in self._inputs]
             wanted = torch.stack([(out - eps).square().flatten(1).mean(1) for out, eps in outs], dim=1)
-        np.testing.assert_allclose(self.asked()[: self._batch], wanted.cpu().numpy(), rtol=1e-3)
+        with tempfile.TemporaryDirectory() as directory:
+            self._compute(Path(directory))
+            key = self._readings[0].key
+            found = read_arrays(Path(directory) / "members-00000.npz", key)[key]
+        np.testing.assert_allclose(found[: self._batch], wanted.cpu().numpy(), rtol=1e-3)
+
+    def _compute(self, directory: Path) -> None:
+        groups, config = {"members": self._data}, Matrix(batch=self._batch)
+        compute(self._denoiser, groups, self._readings, directory, config=config, seed=0, accelerator=self._accelerator)
 
     def _noised(self) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """(x_t, t, eps) of the first batch's losses."""
@@ -112,35 +117,32 @@ class Case:
         for t in LOSS.timesteps:
             eps = batch.noise("loss", t, 0)
             for z in (batch.z, batch.mirrored):
-                found.append((self._denoiser.diffusion.noised(z, batch.at(t), eps), batch.at(t), eps))
+                x_t = self._denoiser.diffusion.noised(z, batch.at(t), eps)
+                found.append((x_t.contiguous(), batch.at(t), eps))
         return found
 
-    def _losses(self, directory: Path, reading: Reading) -> np.ndarray:
-        with np.load(directory / "members-00000.npz") as shard:
-            return np.asarray(shard[reading.key])
-
-    def _clock(self) -> tuple[float, float]:
-        """Seconds, and the processor's, once the device has done all it was told."""
+    def _clock(self) -> Seconds:
+        """Both clocks, once the device has done all it was told."""
         if self._accelerator.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter(), time.process_time()
 
-    def _since(self, started: tuple[float, float]) -> tuple[float, float]:
+    def _since(self, started: Seconds) -> Seconds:
         wall, processor = self._clock()
         return wall - started[0], processor - started[1]
 
 
 def ratios(case: Case, rounds: int) -> tuple[list[float], list[float]]:
     """The rates of ``compute`` over those of the bare loop, a round each: by the clock, and by the processor's time."""
-    found: list[tuple[float, float]] = []
+    walls, processors = [], []
     for turn in range(rounds):
-        spent = {}
-        for run in (case.asked, case.bare) if turn % 2 else (case.bare, case.asked):
-            run()
-            spent[run.__name__] = case.seconds
-        found.append(tuple(b / a for a, b in zip(spent["asked"], spent["bare"], strict=True)))
-    walls, processors = zip(*found, strict=True)
-    return list(walls), list(processors)
+        if turn % 2:
+            bare, asked = case.bare(), case.asked()
+        else:
+            asked, bare = case.asked(), case.bare()
+        walls.append(bare[0] / asked[0])
+        processors.append(bare[1] / asked[1])
+    return walls, processors
 
 
 def analyses() -> dict[str, Callable[[], Any]]:
@@ -185,10 +187,11 @@ def main() -> None:
     on_gpu = accelerator.device.type == "cuda"
     rounds = 3 if arguments.quick and not on_gpu else 9
     print(f"{accelerator.device.type}, {torch.get_num_threads()} threads; rates of compute over those of a bare loop:")
-    cases, by_cpu = {}, []
+    cases, by_cpu, batches = {}, [], 16 if on_gpu else 1
+    Case(*CASES[0], batches, accelerator).check()
     for side, batch, attacks in [case for case in CASES if not arguments.quick or case[1] == 64]:
-        case = Case(side, batch, attacks, 16 if on_gpu else 1, accelerator)
-        case.check()
+        case = Case(side, batch, attacks, batches, accelerator)
+        case.bare()  # what starts up once is not timed
         walls, processors = ratios(case, rounds)
         cases[f"{side}x{side}_{batch}_{attacks}"] = [round(f(walls), 3) for f in (median, min, max)]
         by_cpu.append(median(processors))

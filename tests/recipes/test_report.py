@@ -33,11 +33,15 @@ def membership(kind: str, value: float) -> dict[str, Any]:
     return {
         "kind": kind,
         "type": "membership",
+        "queries": 0 if kind == "blind" else 24,
         "estimates": {
             "auc": estimate(value, value - 0.0312, value + 0.0279, **sizes),
             "auc_planted": estimate(value + 0.1, value + 0.05, value + 0.15, members=8, nonmembers=800),
             "tpr_at_fpr[0.001]": estimate(None, None, None, "withheld: 800 cannot resolve 0.001", **sizes),
             "balanced_accuracy": estimate(value - 0.01, value - 0.1, value + 0.1, "chosen on the other half", **sizes),
+            "tpr_transferred[0.1]": estimate(0.2345, 0.2, 0.27, "at 40 calibration images", successes=190, trials=810),
+            "auc_generated": estimate(0.711, 0.7, 0.72, "own samples", members=50, nonmembers=800),
+            "permutation_p_value": estimate(0.001, 0.0, 0.0037, exceeded=0, shuffles=1000),
         },
         "roc": [[0.0, 0.0], [0.0, 0.02], [0.1, 0.3], [1.0, 1.0]],
     }
@@ -70,6 +74,16 @@ def nearness() -> dict[str, Any]:
     return {"kind": "nearest_distance", "type": "nearness", "estimates": estimates, "quantiles": quantiles}
 
 
+def canaries(epsilon: float) -> dict[str, Any]:
+    bound = estimate(epsilon, epsilon, None, "lower bound at delta 0.0005", canaries=500, guesses=40, correct=39)
+    estimates = {
+        "epsilon": bound,
+        "exposure[1]": estimate(2.5, 2.1, 2.9, "bits", inserted=250, left_out=250),
+        "exposure[16]": estimate(7.5, 7.1, 7.97, "bits", inserted=60, left_out=250),
+    }
+    return {"kind": "canary_audit", "type": "canaries", "queries": 24, "estimates": estimates, "delta": 0.0005}
+
+
 def quality(value: float) -> dict[str, Any]:
     figure = estimate(value, value - 0.21, value + 0.23, "features: inception", samples=2048, real=800)
     reference = {"reference": 1.234, "reference_name": "members against held-out images"}
@@ -81,10 +95,16 @@ def arm(found: int, auc: float, **changes: Any) -> dict[str, Any]:
         "generate_and_filter": extraction(found),
         "loss": membership("loss", auc),
         "nearest_distance": nearness(),
+        "canary_audit": canaries(1.239),
         "blind": membership("blind", 0.503),
     }
-    plain = {"mitigations": [], "training_images": 1048, "dropped": 0, "privacy": None, "attacks": attacks}
-    return plain | {"quality": {"frechet": quality(7.77)}, "seconds": {"data": 0.1, "train": 134.25}} | changes
+    plain = {"trained": True, "mitigations": [], "training_images": 1048, "dropped": 0, "privacy": None, "measured": []}
+    return (
+        plain
+        | {"attacks": attacks}
+        | {"quality": {"frechet": quality(7.77)}, "seconds": {"data": 0.1, "train": 134.25}}
+        | changes
+    )
 
 
 SPENT = {
@@ -115,8 +135,9 @@ def comparison() -> dict[str, Any]:
         "recipe": "holiday <b>",
         "against": "baseline",
         "confidence": 0.95,
+        "shadows": 0,
         "data": {
-            "kind": "image_folder", "members": 800, "nonmembers": 800, "planted": 8, "copies": 32,
+            "kind": "image_folder", "members": 800, "nonmembers": 800, "planted": 8, "copies": 32, "canaries": 500,
             "training_images": 1048, "shape": [8, 8, 1], "quarantined": 1,
         },
         "arms": {
@@ -184,7 +205,7 @@ def every_estimate(found: Any) -> list[dict[str, Any]]:
 def test_page_says_every_estimate_with_interval_counts_and_note(tmp_path, comparison):
     page = html.unescape(rendered(write(tmp_path, comparison))[0])
     estimates = every_estimate(comparison)
-    assert len(estimates) == 2 * (3 + 4 + 1 + 4 + 1) + 1
+    assert len(estimates) == 2 * (3 + 7 + 1 + 3 + 7 + 1) + 1
     for found in estimates:
         assert found["value"] is None or number(found["value"], found["low"], found["high"]) in page
         assert interval(found) in page
@@ -286,7 +307,7 @@ def test_page_needs_nothing_from_outside(tmp_path, comparison):
     page, _ = rendered(write(tmp_path, comparison))
     for outside in ("http://", "https://", "<link", "<script", "@import", "url("):
         assert outside not in page
-    assert page.count("<svg") == 2 + 2 + 1 + 1  # ROC of two attacks; two trade-offs; thresholds; distances
+    assert page.count("<svg") == 2 + 1 + 2 + 1 + 1  # ROCs; exposure; two trade-offs; thresholds; distances
     assert not re.search(r"\bnan\b", page)
 
 

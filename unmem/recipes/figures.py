@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from unmem.recipes.drawing import STYLES, Axis, Curve, Figure, Mark, counts, linear, log_ticks, plot
+from unmem.recipes.drawing import STYLES, Curve, Figure, Mark, counts, linear, plot
+
+FEW = 2  # membership attacks that have figures of their own
 
 
 def figures(comparison: dict[str, Any]) -> list[Figure]:
-    """Every figure that the comparison has numbers for."""
-    return [*_rocs(comparison), *_tradeoffs(comparison), *_thresholds(comparison), *_distances(comparison)]
+    """Every figure that the comparison has numbers for, but those of :mod:`unmem.recipes.membership_figures`."""
+    return [*_tradeoffs(comparison), *_thresholds(comparison), *_distances(comparison)]
 
 
 def style_of(comparison: dict[str, Any]) -> dict[str, str]:
@@ -28,35 +29,10 @@ def parts(comparison: Mapping[str, Any], section: str) -> dict[str, dict[str, An
     return found
 
 
-def _of_type(comparison: dict[str, Any], kind: str) -> list[tuple[str, dict[str, Any]]]:
+def of_type(comparison: dict[str, Any], kind: str) -> list[tuple[str, dict[str, Any]]]:
     """(attack, arm -> report) of every attack of one type."""
     attacks = parts(comparison, "attacks").items()
     return [(name, reports) for name, reports in attacks if next(iter(reports.values()))["type"] == kind]
-
-
-def _rocs(comparison: dict[str, Any]) -> list[Figure]:
-    """ROC curves of each membership attack, log-log: what matters is at low false-positive rates."""
-    style, found = style_of(comparison), []
-    floors = [1 / max(2, comparison["data"][group]) for group in ("nonmembers", "members")]
-    x, y = (
-        Axis(label, low, 1.0, log_ticks(low), math.log10)
-        for label, low in zip(("false-positive rate", "true-positive rate"), floors, strict=True)
-    )
-    chance = Curve([(max(floors), max(floors)), (1.0, 1.0)], "guide")
-    for attack, reports in _of_type(comparison, "membership"):
-        curves = [Curve(_steps(r["roc"]), style[arm]) for arm, r in reports.items() if r.get("roc")]
-        if curves:
-            caption = "Both axes logarithmic; the left edge is one held-out image. Dashed: chance."
-            found.append(plot(f"ROC of {attack}", caption, x, y, style, reports, curves=[chance, *curves]))
-    return found
-
-
-def _steps(points: list[list[float]]) -> list[tuple[float, float]]:
-    """The points of an ROC curve as stairs: between two points nothing better than the first is known."""
-    stairs = [(points[0][0], points[0][1])]
-    for x, y in points[1:]:
-        stairs += [(x, stairs[-1][1]), (x, y)]
-    return stairs
 
 
 def _tradeoffs(comparison: dict[str, Any]) -> list[Figure]:
@@ -67,12 +43,8 @@ def _tradeoffs(comparison: dict[str, Any]) -> list[Figure]:
         return []
     measured = quality[ranked[0]]
     wanted = [(attack, reports, "extracted", "training images extracted") for attack, reports in
-              _of_type(comparison, "extraction")]  # fmt: skip
-    wanted += [
-        (attack, reports, "auc", "membership AUC")
-        for attack, reports in _of_type(comparison, "membership")
-        if next(iter(reports.values()))["kind"] != "blind"
-    ]
+              of_type(comparison, "extraction")]  # fmt: skip
+    wanted += [(attack, reports, "auc", "membership AUC") for attack, reports in membership_shown(comparison)]
     found = []
     for attack, reports, figure, label in wanted:
         leaks = {arm: report["estimates"][figure] for arm, report in reports.items()}
@@ -80,6 +52,18 @@ def _tradeoffs(comparison: dict[str, Any]) -> list[Figure]:
         if marks:
             found.append(_tradeoff(attack, label, ranked[0], measured, marks, style_of(comparison)))
     return found
+
+
+def membership_shown(comparison: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(attack, arm -> report) of the membership attacks that see the model: of a few each, of many the strongest."""
+    seen = [
+        (name, reports)
+        for name, reports in of_type(comparison, "membership")
+        if next(iter(reports.values()))["kind"] != "blind"
+    ]
+    if len(seen) <= FEW:
+        return seen
+    return [max(seen, key=lambda part: max(r["estimates"]["auc"]["value"] or 0.0 for r in part[1].values()))]
 
 
 def _rank(kind: str) -> int:
@@ -126,7 +110,7 @@ def _values(marks: list[Mark], axis: str) -> list[float]:
 def _thresholds(comparison: dict[str, Any]) -> list[Figure]:
     """How many images count as extracted when the rule is made stricter or laxer."""
     style, found = style_of(comparison), []
-    for attack, reports in _of_type(comparison, "extraction"):
+    for attack, reports in of_type(comparison, "extraction"):
         points = [point for report in reports.values() for point in report["curve"]]
         if not points:
             continue
@@ -148,7 +132,7 @@ def _thresholds(comparison: dict[str, Any]) -> list[Figure]:
 def _distances(comparison: dict[str, Any]) -> list[Figure]:
     """Quantiles of the distances to the nearest training and the nearest held-out image."""
     style, found = style_of(comparison), []
-    for attack, reports in _of_type(comparison, "nearness"):
+    for attack, reports in of_type(comparison, "nearness"):
         curves, values = [], []
         for arm, report in reports.items():
             quantiles = report["quantiles"]

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from unmem.recipes.figures import parts
+from unmem.recipes.figures import FEW, parts
 from unmem.recipes.tables import (
-    FEW,
     Column,
     Row,
     Table,

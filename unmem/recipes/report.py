@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from unmem.component import UserError
 from unmem.recipes.figures import figures, style_of
+from unmem.recipes.membership_figures import membership_figures
 from unmem.recipes.membership_tables import of_canaries, of_membership, of_membership_controls, of_sets
 from unmem.recipes.statement import laid_out
 from unmem.recipes.tables import NOTHING, cell, counts, epsilon, number, of_arms, of_controls, plain, seconds, title
@@ -177,7 +178,7 @@ def _view(run: Run, redacted: bool) -> dict[str, Any]:
         },
         "differences": _differences(comparison),
         "estimates": _estimates(comparison),
-        "figures": figures(comparison),
+        "figures": [*membership_figures(comparison), *figures(comparison)],
         "extracted": _extracted(run),
         "samples": {arm: gallery["samples"] for arm, gallery in run.galleries.items() if gallery["samples"]},
         "dropped": _dropped(run),

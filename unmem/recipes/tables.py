@@ -8,7 +8,7 @@ from decimal import ROUND_CEILING, Context
 from itertools import groupby
 from typing import Any
 
-from unmem.recipes.figures import parts
+from unmem.recipes.figures import FEW, parts
 
 NOTHING = "\N{EN DASH}"
 _UPWARD = Context(prec=6, rounding=ROUND_CEILING)
@@ -85,7 +85,6 @@ _FIGURES = {
     "power": "power at images",
 }
 HEADLINES = tuple(list(_FIGURES)[:9])  # the others stand in tables of their own
-FEW = 2  # membership attacks that fit into the table of arms
 
 
 @dataclass(frozen=True)

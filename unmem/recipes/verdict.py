@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from unmem.recipes.figures import FEW
+
 SURELY = 0.01  # p-value below which a set counts as used
-FEW = 2  # membership attacks that are named one by one
 GUESSABLE = 0.55  # blind AUC above which a split counts as guessable; nearer to a half is the classifier's own scatter
 
 
