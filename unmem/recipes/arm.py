@@ -147,9 +147,16 @@ class Arm:
         left = {audit.copies.get(name, name) for name in self.training_set(audit).ids}
         return frozenset(name for name in audit.members if name not in left)
 
+    def sample_classes(self, audit: Audit) -> int:
+        """Classes that samples are drawn of in turn; 0 without."""
+        if self.finished_model is not None:
+            classes: int = self.finished_model.classes
+            return classes
+        return len(audit.data.label_names) if self.recipe.conditional else 0
+
     def generated(self, audit: Audit) -> ImageSet | None:
         """The model's own samples as a third class, once they are drawn."""
-        return generated_set(self.images, self.recipe.matrix.generated, audit.data.label_names, self.recipe.conditional)
+        return generated_set(self.images, self.recipe.matrix.generated, self.sample_classes(audit))
 
     def _stage(self, name: str, **inputs: Any) -> Stage:
         """A stage below the arm's directory."""

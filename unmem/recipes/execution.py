@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from unmem.component import UserError
 from unmem.evaluate import results
 from unmem.evaluate.analysis import analyse
 from unmem.evaluate.attacked import Attacked, TrainedShadow
@@ -139,6 +140,8 @@ def _attacked(arm: Arm, audit: Audit) -> Attacked:
 
 def _attack(arm: Arm, audit: Audit, target: Attacked, attack: Any, directory: Path) -> None:
     """Attack, write the scores, then analyse what was written."""
+    if missing := attack.needs - target.access - {"canaries", "captions"}:  # which the recipe and its data answer for
+        raise UserError(f"attack {kind_of(attack)} needs {', '.join(sorted(missing))}, which the model does not give")
     seed = derive(arm.recipe.seed, "attack", directory.name)
     results.save(attack.run(target, audit, seed), directory / "scores.npz")
     scores = results.load(directory / "scores.npz")
@@ -150,7 +153,8 @@ def _attack(arm: Arm, audit: Audit, target: Attacked, attack: Any, directory: Pa
 def _measure(arm: Arm, audit: Audit, target: Attacked, measure: Any, directory: Path) -> None:
     """Measure quality."""
     samples = target.samples(measure.samples)
-    labels = np.arange(len(samples)) % len(audit.data.label_names) if arm.recipe.conditional else None
+    classes = arm.sample_classes(audit)
+    labels = np.arange(len(samples)) % classes if classes else None
     seed = derive(arm.recipe.seed, "quality", directory.name)
     measured = measure.measure(samples, labels, audit, seed)
     write_json(directory / "report.json", {"kind": kind_of(measure), **measured.as_json()})

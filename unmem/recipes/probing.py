@@ -52,10 +52,11 @@ def ask_all(
     compute(denoiser, groups, readings_of(attacks), directory, config=recipe.matrix, seed=seed, accelerator=accelerator)
 
 
-def generated_set(images: Path, count: int, label_names: tuple[str, ...], conditional: bool) -> ImageSet | None:
-    """The first samples as a third class, with the classes that they were drawn for; None without samples."""
+def generated_set(images: Path, count: int, classes: int) -> ImageSet | None:
+    """The first samples as a third class, with the classes that they were drawn of in turn; None without samples."""
     if not count or not images.exists():
         return None
-    drawn = np.load(images, mmap_mode="r", allow_pickle=False)[:count]
-    labels = np.arange(len(drawn)) % len(label_names) if conditional else None
-    return ImageSet.of(np.asarray(drawn), [f"sample/{i:06d}" for i in range(len(drawn))], labels, label_names)
+    drawn = np.asarray(np.load(images, mmap_mode="r", allow_pickle=False)[:count])
+    labels = np.arange(len(drawn)) % classes if classes else None
+    names = tuple(str(k) for k in range(classes))
+    return ImageSet.of(drawn, [f"sample/{i:06d}" for i in range(len(drawn))], labels, names)

@@ -14,6 +14,7 @@ from unmem.evaluate.audit import Split
 from unmem.evaluate.matrix.config import Matrix
 from unmem.evaluate.shadows import Shadows
 from unmem.recipes import yaml_file
+from unmem.recipes.demands import demands
 from unmem.recipes.given import Given
 from unmem.rundir import digest
 from unmem.train.config import Sampling, Train
@@ -212,14 +213,7 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
         problems.append(
             Problem("compare.against", f"must be one of the arms {', '.join(names)}; got {compare.against!r}")
         )
-    if trained:
-        _check_shadows(attacks, shadows, problems)
-    else:
-        _check_finished(attacks, shadows, problems)
-    labelled = [name for name, measure in quality.items() if measure is not None and measure.needs_labels]
-    if labelled and model is not None and getattr(model, "conditioning", "class") == "none":
-        for name in labelled:
-            problems.append(Problem(f"quality.{name}", "needs a class-conditional model (model.conditioning: class)"))
+    problems += demands(attacks, quality, model=model, split=split, shadows=shadows, finished=tuple(targets))
     if problems:
         return None
     assert sampling is not None and matrix is not None and compare is not None
@@ -324,34 +318,6 @@ def _targets(spec: Any, problems: list[Problem]) -> dict[str, Any]:
     for name in spec:
         _check_folder(name, f"targets.{name}", problems)
     return {name: build(ROOMS["targets"], part, f"targets.{name}", problems) for name, part in spec.items()}
-
-
-def _check_shadows(attacks: Mapping[str, Any], shadows: Shadows | None, problems: list[Problem]) -> None:
-    """Shadow models are trained where an attack needs them, and only there."""
-    needing = [name for name, attack in attacks.items() if attack is not None and "shadows" in attack.needs]
-    if needing and shadows is None:
-        problems.append(Problem(f"attacks.{needing[0]}", "needs shadow models; add a section shadows: {count: 16}"))
-    if shadows is not None and not needing:
-        problems.append(Problem("shadows", "no attack needs shadow models; leave the section out"))
-
-
-def _check_finished(attacks: Mapping[str, Any], shadows: Shadows | None, problems: list[Problem]) -> None:
-    """Beside finished models alone no shadow models can be trained: how they were trained is not known."""
-    for name, attack in attacks.items():
-        if attack is not None and "shadows" in attack.needs:
-            why = "needs shadow models, trained as the audited one was; of a finished model that is not known"
-            problems.append(Problem(f"attacks.{name}", f"{why}: describe its training as an arm, or leave it out"))
-    if shadows is not None:
-        problems.append(Problem("shadows", "are trained beside arms, and there is none; leave the section out"))
-
-
-def _check_canaries(attacks: Mapping[str, Any], split: Split | None, problems: list[Problem]) -> None:
-    """Canaries stand in the data where an attack needs them."""
-    for name, attack in attacks.items():
-        if attack is not None and "canaries" in attack.needs and getattr(split, "canaries", None) is None:
-            problems.append(
-                Problem(f"attacks.{name}", "needs canaries; add data.canaries: {images: 1000, source: noise}")
-            )
 
 
 def _named(spec: Any, section: str, problems: list[Problem]) -> dict[str, Any]:

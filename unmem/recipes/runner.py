@@ -110,7 +110,7 @@ def _split(recipe: Recipe, scratch: Path, quarantine: Path) -> Audit:
         assert recipe.split is not None
         audit = draw(source, recipe.split, recipe.seed, rejected)
     for name, attack in recipe.attacks.items():
-        if getattr(attack, "needs_captions", False) and audit.data.captions is None:
+        if "captions" in attack.needs and audit.data.captions is None:
             raise UserError(f"attacks.{name}: needs images with captions, and these have none; leave it out")
     write_json(quarantine, [{"source": r.source, "reason": r.reason} for r in rejected])
     if rejected:
@@ -161,10 +161,10 @@ _LOCK = ".lock"
 
 def _data_stage(recipe: Recipe, root: Path) -> Stage:
     """The stage that draws the split."""
-    plain = recipe.resolved["data"]
-    return Stage(
-        root / "data", {"stage": "data", "seed": recipe.seed, "data": plain, "fingerprint": recipe.data.fingerprint()}
-    )
+    inputs = {"seed": recipe.seed, "data": recipe.resolved["data"], "fingerprint": recipe.data.fingerprint()}
+    if recipe.split is not None and recipe.split.canaries is not None:
+        inputs["canaries"] = recipe.split.canaries.fingerprint()
+    return Stage(root / "data", {"stage": "data", **inputs})
 
 
 @contextmanager

@@ -81,8 +81,7 @@ class CLiD:
     keep: Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)] = (0.75, 0.5, 0.25, 0.0)
     alpha: Fraction = 0.5
 
-    needs: ClassVar[frozenset[str]] = frozenset({"predictions"})
-    needs_captions: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"predictions", "captions"})
 
     @property
     def readings(self) -> tuple[Reading, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from unmem.component import component
+from unmem.rundir import read_json
 from unmem.train.datasets._files import LocalPath, contents
 
 if TYPE_CHECKING:
@@ -37,6 +38,18 @@ class Pipeline:
         held = parts(self.path)
         drawn = {"samples"} if held.get("unet") == "UNet2DModel" and not held.keys() & {"vae", "vqvae"} else set()
         return frozenset({"predictions", "gradients", *drawn})
+
+    @property
+    def classes(self) -> int:
+        """Classes that our sampler draws in turn from a network on pixels; 0 where it takes none.
+
+        Raises:
+            UserError: when the network's configuration cannot be read.
+        """
+        if "samples" not in self.access:
+            return 0
+        embedded = read_json(self.path / "unet" / "config.json").get("num_class_embeds")
+        return 0 if embedded is None else int(embedded) - 1  # the last one is the null class
 
     def fingerprint(self) -> str:
         """A digest of the folder's files, whatever it is called.

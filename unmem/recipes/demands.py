@@ -1,0 +1,57 @@
+"""What attacks and quality measures demand of the rest of a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from unmem.component import Problem
+from unmem.evaluate.audit import Split
+from unmem.evaluate.shadows import Shadows
+
+
+def demands(
+    attacks: Mapping[str, Any],
+    quality: Mapping[str, Any],
+    *,
+    model: Any,
+    split: Split | None,
+    shadows: Shadows | None,
+    finished: tuple[str, ...],
+) -> list[Problem]:
+    """Every demand that the recipe does not meet; what could not be built (None) demands nothing.
+
+    Args:
+        attacks: components by name.
+        quality: components by name.
+        model: the model that arms train; None where none is trained.
+        split: how data are drawn; None where members and non-members are given.
+        shadows: the fleet; None without.
+        finished: names of finished models.
+    """
+    needs = {name: attack.needs for name, attack in attacks.items() if attack is not None}
+    problems = []
+    if split is None or split.canaries is None:
+        missing = "needs canaries; add data.canaries: {images: 1000, source: out_of_distribution}"
+        problems += _of_attacks(needs, "canaries", missing)
+    if model is not None:
+        problems += _of_attacks(needs, "captions", "needs a model that takes texts, which an arm's does not")
+    if finished:
+        why = "needs shadow models, trained as the audited one was; of a finished model that is not known"
+        problems += _of_attacks(needs, "shadows", f"{why}: describe its training as an arm, or leave the attack out")
+        if shadows is not None:
+            problems.append(Problem("shadows", "are trained beside arms, not beside finished models; leave them out"))
+    elif shadows is None:
+        problems += _of_attacks(needs, "shadows", "needs shadow models; add a section shadows: {count: 16}")
+    elif not any("shadows" in needed for needed in needs.values()):
+        problems.append(Problem("shadows", "no attack needs shadow models; leave the section out"))
+    labelled = [name for name, measure in quality.items() if measure is not None and measure.needs_labels]
+    if labelled and model is not None and getattr(model, "conditioning", "class") == "none":
+        missing = "needs a class-conditional model (model.conditioning: class)"
+        problems += [Problem(f"quality.{name}", missing) for name in labelled]
+    return problems
+
+
+def _of_attacks(needs: Mapping[str, frozenset[str]], need: str, message: str) -> list[Problem]:
+    """The same problem for each attack with this need."""
+    return [Problem(f"attacks.{name}", message) for name, needed in needs.items() if need in needed]
