@@ -60,17 +60,16 @@ from unmem.train.models.unet import UNet
 
 ATTACKS = "unmem.evaluate.attacks"
 ACCESS = frozenset({"predictions", "gradients", "shadows"})
-LOSS = {"kind": "loss", "timesteps": [100], "draws": 20, "flips": True}  # what lira and rmia calibrate by default
+MIRRORED = {"kind": "loss", "flips": True}  # what a model that was trained without flips knows nothing of
 FORMS: dict[str, dict[str, Any]] = {  # beside each attack with its defaults
-    "loss_100": LOSS,
+    "loss_mirrored": MIRRORED,
     "pian": {"kind": "pia", "normalised": True},
     "frequency_filter_secmi": {"kind": "frequency_filter", "base": {"kind": "secmi"}},
     "lira_offline": {"kind": "lira", "mode": "offline"},
-    "lira_loss": {"kind": "lira", "base": {"kind": "loss"}},
+    "lira_mirrored": {"kind": "lira", "base": MIRRORED},
     "lira_secmi": {"kind": "lira", "base": {"kind": "secmi"}},
     "lira_sima": {"kind": "lira", "base": {"kind": "sima"}},
     "rmia_offline": {"kind": "rmia", "mode": "offline"},
-    "rmia_loss": {"kind": "rmia", "base": {"kind": "loss"}},
     "rmia_sima": {"kind": "rmia", "base": {"kind": "sima"}},
     "rmia_secmi": {"kind": "rmia", "base": {"kind": "secmi"}},
     "quantile_loss": {"kind": "quantile", "base": {"kind": "loss"}},

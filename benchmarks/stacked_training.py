@@ -39,7 +39,9 @@ def main() -> None:
             for k in (4,) if arguments.quick else (4, 16):
                 stacked, single = measure(spec, shape, batch, k, arguments.device, 3 if arguments.quick else 6)
                 found[f"{name}, K = {k}"] = round(stacked / (k * single), 2)
-                print(f"{name:>6}  K = {k:<3} one {1000 * single:8.2f} ms   stacked, a model {1000 * stacked / k:8.2f} ms")
+                print(
+                    f"{name:>6}  K = {k:<3} one {1000 * single:8.2f} ms   stacked, a model {1000 * stacked / k:8.2f} ms"
+                )
     print(json.dumps({"stacked_over_single": found}))
 
 

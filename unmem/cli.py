@@ -155,6 +155,10 @@ def run(
     from unmem.recipes.recipe import load
     from unmem.recipes.runner import run as run_recipe
 
+    if gpus and not ray:
+        raise UserError(f"--gpus {gpus:g}: goes with --ray; without it jobs side by side take the GPUs in turn")
+    if ray and "WORLD_SIZE" in os.environ:
+        raise UserError(f"--ray {ray}: goes without a launcher, which starts the processes itself")
     loaded = load(recipe, smoke=smoke, settings=settings)
     with progress.shown(quiet=as_json or not cli_audit.is_main_process()):
         cluster = Cluster(ray, gpus) if ray else None

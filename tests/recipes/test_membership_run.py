@@ -27,10 +27,13 @@ from tests.recipes.test_run import killed_at_random, outcome
 from tests.recipes.test_run import unmem as unmem_process
 from unmem import rundir
 from unmem.evaluate import results
+from unmem.evaluate.attacks.gradient import Gradient
 from unmem.evaluate.attacks.lira import LiRA
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.denoisers.opening import open_denoiser
+from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.results import CanaryScores, Scores
+from unmem.evaluate.rows import Rows
 from unmem.recipes import fleet, runner
 from unmem.recipes.arm import Arm
 from unmem.recipes.fleet import Job
@@ -38,6 +41,7 @@ from unmem.recipes.recipe import load
 from unmem.recipes.runner import arm_of
 from unmem.rng import derive
 from unmem.train import trainer
+from unmem.train.imageset import ImageSet
 
 RECIPE = """
 schema: 1
@@ -49,7 +53,7 @@ data:
   planted: {images: 2, copies: 4}
   canaries: {images: 12, source: noise, copies: [1, 3]}
 model: {kind: unet, channels: [8, 16], layers: 1, conditioning: class}
-train: {images: 320, batch: 32, lr: 3e-3, ema: 0.9, noise_schedule: cosine, threads: 1, checkpoint_seconds: 0}
+train: {images: 160, batch: 32, lr: 3e-3, ema: 0.9, noise_schedule: cosine, threads: 1, checkpoint_seconds: 0}
 sampling: {steps: 2}
 arms:
   plain: []
@@ -268,17 +272,56 @@ def test_scores_are_those_of_the_saved_models_asked_on_the_spot(whole: Watched, 
         for group, size in (("members", 48), ("nonmembers", 48), ("canaries", 12), ("generated", 16)):
             values = getattr(known, group)
             assert values.shape == (size,)
-            close = np.isclose(getattr(found, group), values, rtol=1e-3, atol=1e-3 * np.ptp(values))
-            assert close.mean() > (0.9 if name == "rmia" else 0.999)  # rmia's are ranks: they may change places
+            assert_near(name, getattr(found, group), values)
+
+
+def assert_near(attack: str, found: np.ndarray, known: np.ndarray) -> None:
+    """Equal up to the order of float sums; rmia's scores are ranks, of which a few may change places."""
+    close = np.isclose(found, known, rtol=1e-3, atol=1e-3 * np.ptp(known))
+    assert close.mean() > (0.9 if attack == "rmia" else 0.999)
 
 
 class Numbered(Asked):
     """Samples have the classes that they were drawn for."""
 
-    def _ask(self, name: str, data: Any, reading: Any) -> np.ndarray:
+    def _ask(self, name: str, data: ImageSet, reading: Reading) -> np.ndarray:
         if name == "generated":
             data = replace(data, labels=np.arange(len(data)) % 10)
         return super()._ask(name, data, reading)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A model whose gradients are rounded in another way."""
+
+    model: Any
+    seed: int
+
+    @property
+    def inside(self) -> Rows:
+        return self.model.inside
+
+    @property
+    def shadows(self) -> list[Rounded]:
+        return [Rounded(shadow, number + 1) for number, shadow in enumerate(self.model.shadows)]
+
+    def read(self, reading: Reading) -> Rows:
+        rng = np.random.default_rng(self.seed)
+
+        def other(norms: np.ndarray) -> np.ndarray:
+            zero = norms < 1e-6 * norms.max(1, keepdims=True)
+            assert zero.all(0).any()  # of biases that the next normalisation takes away
+            return np.where(zero, norms * rng.uniform(0, 2, norms.shape), norms).astype(np.float32)
+
+        return self.model.read(reading).map(other)
+
+
+@pytest.mark.parametrize("classifier", ["logistic", "trees"])
+def test_the_rounding_of_zero_gradients_is_no_evidence(whole: Watched, classifier: Any) -> None:
+    attack, target = Gradient(timesteps=1, classifier=classifier), whole.target("plain")
+    known, found = (attack.run(model, whole.audit, 0) for model in (target, Rounded(target, 0)))
+    for group in ("members", "nonmembers", "canaries", "generated"):
+        np.testing.assert_array_equal(getattr(found, group), getattr(known, group))
 
 
 class Killed(BaseException):
@@ -407,6 +450,7 @@ def test_what_a_shadow_depends_on_trains_it_again(recipe: Path) -> None:
         (("data.canaries=null",), "tiny.yaml: attacks.canary_audit: needs canaries; add data.canaries: {images: 1000"),
         (("shadows.count=1",), "tiny.yaml: shadows.count: input should be greater than or equal to 2; got 1"),
         (("shadows.number=8",), "tiny.yaml: shadows.number: unknown field"),
+        (("data.canaries.images=0",), "tiny.yaml: data.canaries.images: input should be greater than 0; got 0"),
     ],
 )
 def test_mistakes_are_one_message(recipe: Path, tmp_path: Path, settings: tuple[str, ...], message: str) -> None:
@@ -477,7 +521,7 @@ class Wishful:
 
     def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path) -> Plain:
         plan = DPPlan.calibrate(
-            epsilon=self.epsilon, delta=1e-3, n=len(data), expected_batch=train.batch, steps=10, clip=1.0
+            epsilon=self.epsilon, delta=1e-5, n=len(data), expected_batch=train.batch, steps=10, clip=1.0
         )
         rule = _Claimed(len(data), train, 0)
         rule.statement = plan.spent(holds_for=holds_for, void=None).as_json()
@@ -500,7 +544,7 @@ model: {kind: unet, channels: [16, 32], layers: 1, conditioning: class}
 train: {images: 64, batch: 32, lr: 1e-2, ema: 0.9, noise_schedule: cosine, prediction: v_prediction, threads: 1}
 sampling: {steps: 2}
 arms:
-  honest: [{kind: dp_sgd, epsilon: 1, delta: 1e-3, batch: 16, images: 64, engine: bookkeeping}]
+  honest: [{kind: dp_sgd, epsilon: 1, delta: 1e-5, batch: 16, images: 64, engine: bookkeeping}]
   wishful: [{kind: wishful_lab.wishful, epsilon: 0.1}]
 matrix: {generated: 0}
 attacks:
@@ -527,7 +571,7 @@ def claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def assert_refuted(root: Path, err: str) -> None:
     """What a user is told of it."""
     assert "wishful: REFUTED. canary_audit measures an epsilon of at least" in err
-    assert "at delta 0.001, above the proven 0.1 (" in err
+    assert "at delta 1e-05, above the proven 0.1 (" in err
     assert "honest" not in err
     assert "Traceback" not in err
     arm = json.loads((root / "comparison.json").read_text())["arms"]["wishful"]
@@ -553,8 +597,8 @@ def test_a_refuted_guarantee_makes_the_run_fail(claimed: Path, tmp_path: Path) -
     with jobs_in_here():
         code, out, err = unmem("run", claimed, "--out", root)
         assert (code, err) == (0, "")
-        assert "honest: proven epsilon 1 at delta 0.001" in out
-        assert "wishful: proven epsilon 0.1 at delta 0.001" in out
+        assert "honest: proven epsilon 1 at delta 1e-05" in out
+        assert "wishful: proven epsilon 0.1 at delta 1e-05" in out
         rescored(root, "wishful", lambda found: np.where(found.inserted, 1.0, -1.0) + 0.1 * found.scores)
         for _ in range(2):  # a run that is finished is refuted still
             code, out, err = unmem("run", claimed, "--out", root)
@@ -583,7 +627,7 @@ def test_a_void_guarantee_cannot_be_refuted(claimed: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_canaries_that_are_learnt_by_heart_refute_a_guarantee(claimed: Path, tmp_path: Path) -> None:
     """Nothing is put in anybody's place: each job is a process, and the model memorizes."""
-    root, long = tmp_path / "run", ("--set", "train.images=25600", "--set", "arms.honest.dp_sgd.images=640")
+    root, long = tmp_path / "run", ("--set", "train.images=12800", "--set", "arms.honest.dp_sgd.images=640")
     honest = unmem_process("run", claimed, *long, "--arm", "honest", "--out", root, cwd=claimed.parent)
     assert honest.returncode == 0, honest.stderr
     done = unmem_process("run", claimed, *long, "--out", root, cwd=claimed.parent)
@@ -593,7 +637,6 @@ def test_canaries_that_are_learnt_by_heart_refute_a_guarantee(claimed: Path, tmp
 
 # other places to work in ----------------------------------------------------------------------------------------------
 
-TWO = ("--set", "shadows.count=2", "--set", "attacks.lira.mode=offline", "--set", "arms.deduplicated=null")
 SMALL = """
 schema: 1
 seed: 3
@@ -637,9 +680,10 @@ def test_a_cluster_comes_to_the_same_scores(small: tuple[Path, Path], tmp_path: 
 def test_a_cluster_passes_on_what_is_wrong(small: tuple[Path, Path], tmp_path: Path) -> None:
     change = ("--set", "model.channels=[7, 16]")
     done = unmem_process("run", small[0], *change, "--ray", "local", "--out", tmp_path / "run")
-    here = unmem_process("run", small[0], *change, "--out", tmp_path / "here")
-    assert done.returncode == here.returncode == 2
-    assert done.stderr == here.stderr
+    assert done.returncode == 2
+    assert "error: arm plain" in done.stderr
+    assert done.stderr.endswith(": model.norm_groups: 8 does not divide channels [7]\n")
+    assert "Traceback" not in done.stderr
 
 
 def test_ray_that_is_not_installed(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -665,12 +709,11 @@ def test_two_processes_together_come_to_the_same_scores(small: tuple[Path, Path]
         assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "run" / "provenance.json").read_text())["processes"] == 2
     folders = [root / "arms" / "plain" for root in (tmp_path / "run", known)]
-    for name in ("loss", "gradient"):
+    for name in ("loss", "gradient", "rmia"):
         found, same = (results.load(folder / "attacks" / name / "scores.npz") for folder in folders)
         assert isinstance(found, Scores) and isinstance(same, Scores)
-        for group in ("members", "nonmembers"):
-            values = getattr(same, group)
-            np.testing.assert_allclose(getattr(found, group), values, rtol=0.02, atol=0.02 * np.ptp(values))
+        for group in ("members", "nonmembers", "generated"):
+            assert_near(name, getattr(found, group), getattr(same, group))
     for number in range(2):
         ledgers = [(folder / "shadows" / f"{number:02d}" / "data" / "ledger.json").read_text() for folder in folders]
         assert ledgers[0] == ledgers[1]

@@ -71,7 +71,7 @@ def analyse(result: Result, audit: Audit, dropped: frozenset[str], compare: Comp
 
 def difference(first: Result, second: Result, audit: Audit, compare: Compare, seed: int) -> dict[str, Estimate]:
     """Estimates of ``first`` minus those of ``second``, paired over the same images; by the estimates' names."""
-    if isinstance(first, Scores) and isinstance(second, Scores):
+    if type(first) is Scores and type(second) is Scores:
         rng = stream(seed, "difference")
         tested, fresh = first.tested.members, first.tested.nonmembers
         planted = audit.is_planted() & tested
@@ -127,7 +127,7 @@ def _membership(scores: Scores, audit: Audit, dropped: frozenset[str], compare: 
         kept = fresh & ~calibration
         tpr, seen = transferred(members, scores.nonmembers[kept], scores.nonmembers[calibration], fpr, confidence)
         estimates |= {f"tpr_transferred[{fpr:g}]": tpr, f"fpr_transferred[{fpr:g}]": seen}
-    estimates["permutation_p_value"] = permutation_p_value(members, nonmembers, confidence, stream(seed, "shuffle"))
+    estimates["permutation_p_value"] = permutation_p_value(members, nonmembers)
     if len(scores.generated):
         generated = auc(scores.generated, nonmembers, confidence, stream(seed, "generated"))
         estimates["auc_generated"] = replace(generated, note="the model's own samples in place of members")

@@ -19,6 +19,8 @@ from unmem.recipes.verdict import verdict
 from unmem.rng import derive
 from unmem.rundir import read_json
 
+REFUTED_AT = 0.99  # confidence at which an audit refutes a guarantee: a run that fails by chance is no use
+
 
 def compare(recipe: Recipe, arms: list[Arm], root: Path) -> dict[str, Any]:
     """The comparison of the finished arms, as plain data (the form is in docs/run-directory.md)."""
@@ -81,7 +83,8 @@ def _measured(arm: Arm, spent: dict[str, Any]) -> list[dict[str, Any]]:
     for name in arm.recipe.attacks:
         result = results.load(arm.directory / "attacks" / name / "scores.npz")
         if isinstance(result, results.CanaryScores):
-            bound = measured_epsilon(replace(result, delta=np.array(spent["delta"])))
+            stern = replace(result, delta=np.array(spent["delta"]), confidence=np.array(REFUTED_AT))
+            bound = measured_epsilon(stern)
             # where images are left out by a look at all of them, the guarantee is not about the data with the canaries
             covered = not spent["void"] and not any(hasattr(part, "apply") for part in arm.mitigations)
             contradicts = covered and bound.value is not None and bound.value > spent["epsilon"]

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from unmem.component import Problem
-from unmem.evaluate.audit import Split
-from unmem.evaluate.shadows import Shadows
 
 
 def demands(
@@ -15,8 +13,8 @@ def demands(
     quality: Mapping[str, Any],
     *,
     model: Any,
-    split: Split | None,
-    shadows: Shadows | None,
+    canaries: bool,
+    shadows: bool,
     finished: tuple[str, ...],
 ) -> list[Problem]:
     """Every demand that the recipe does not meet; what could not be built (None) demands nothing.
@@ -25,13 +23,13 @@ def demands(
         attacks: components by name.
         quality: components by name.
         model: the model that arms train; None where none is trained.
-        split: how data are drawn; None where members and non-members are given.
-        shadows: the fleet; None without.
+        canaries: whether the recipe says something of canaries, right or wrong.
+        shadows: whether it says something of shadow models, likewise.
         finished: names of finished models.
     """
     needs = {name: attack.needs for name, attack in attacks.items() if attack is not None}
     problems = []
-    if split is None or split.canaries is None:
+    if not canaries:
         missing = "needs canaries; add data.canaries: {images: 1000, source: out_of_distribution}"
         problems += _of_attacks(needs, "canaries", missing)
     if model is not None:
@@ -39,9 +37,9 @@ def demands(
     if finished:
         why = "needs shadow models, trained as the audited one was; of a finished model that is not known"
         problems += _of_attacks(needs, "shadows", f"{why}: describe its training as an arm, or leave the attack out")
-        if shadows is not None:
+        if shadows:
             problems.append(Problem("shadows", "are trained beside arms, not beside finished models; leave them out"))
-    elif shadows is None:
+    elif not shadows:
         problems += _of_attacks(needs, "shadows", "needs shadow models; add a section shadows: {count: 16}")
     elif not any("shadows" in needed for needed in needs.values()):
         problems.append(Problem("shadows", "no attack needs shadow models; leave the section out"))

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Queue
 
 from unmem import progress
 from unmem.component import UserError
@@ -41,6 +42,10 @@ class Job:
     def command(self) -> list[str]:
         """What a child process is started with."""
         return [sys.executable, "-m", "unmem", "arm", str(self.root.absolute()), self.arm, "--part", self.part]
+
+
+Start = Callable[[Job, int], None]
+"""Does a job in one of the places that there are side by side."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +79,22 @@ def run(jobs: list[Job], threads: int | None, cluster: Cluster | None) -> None:
             _side_by_side(jobs, len(jobs), start)
 
 
-def _side_by_side(jobs: list[Job], most: int, start: Callable[[Job], None]) -> None:
-    """At most so many at once."""
-    places = threading.Semaphore(most)
+def _side_by_side(jobs: list[Job], most: int, start: Start) -> None:
+    """At most so many at once, each in a place of its own."""
+    places: Queue[int] = Queue()
+    for place in range(most):
+        places.put(place)
     errors: list[BaseException] = []
 
     def work(job: Job) -> None:
-        with places:
+        place = places.get()
+        try:
             if not errors:
-                try:
-                    start(job)
-                except BaseException as error:
-                    errors.append(error)
+                start(job, place)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            places.put(place)
 
     workers = [threading.Thread(target=work, args=(job,)) for job in jobs]
     for worker in workers:
@@ -96,18 +105,20 @@ def _side_by_side(jobs: list[Job], most: int, start: Callable[[Job], None]) -> N
         raise errors[0]
 
 
-def _local(threads: int | None) -> Callable[[Job], None]:
-    """How a job is done on this machine."""
+def _local(threads: int | None) -> Start:
+    """How a job is done on this machine: those side by side take the GPUs that there are in turn."""
+    gpus = _gpus() if threads else []
 
-    def start(job: Job) -> None:
-        code, complaint = _child(job.command, {**os.environ, **_limits(threads)})
+    def start(job: Job, place: int) -> None:
+        mine = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
+        code, complaint = _child(job.command, {**os.environ, **_limits(threads), **mine})
         _judge(job, code, complaint)
 
     return start
 
 
 @contextmanager
-def _ray(cluster: Cluster, threads: int | None) -> Iterator[Callable[[Job], None]]:
+def _ray(cluster: Cluster, threads: int | None) -> Iterator[Start]:
     """How a job is done on the cluster.
 
     Raises:
@@ -123,7 +134,7 @@ def _ray(cluster: Cluster, threads: int | None) -> Iterator[Callable[[Job], None
         raise UserError(f"--ray {cluster.address}: cannot be reached ({str(error).splitlines()[0]})") from None
     remote = ray.remote(_on_node).options(num_cpus=threads or 1, num_gpus=cluster.gpus, max_retries=1)
 
-    def start(job: Job) -> None:
+    def start(job: Job, place: int) -> None:
         code, said = ray.get(remote.remote(job.command, _limits(threads)))
         complaint = "".join(line for line in said.splitlines(keepends=True) if not progress.replay(line))
         _judge(job, code, complaint)
@@ -137,6 +148,14 @@ def _ray(cluster: Cluster, threads: int | None) -> Iterator[Callable[[Job], None
 def _on_node(command: list[str], limits: dict[str, str]) -> tuple[int, str]:
     """A job on a node of the cluster, whose own environment says which GPUs it may see: exit code and all it said."""
     return _child(command, {**os.environ, **limits}, hear=lambda _: False)
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES takes."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
 
 
 def _limits(threads: int | None) -> dict[str, str]:

@@ -199,7 +199,8 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
     train = validate(Train, plain.get("train"), "train", problems) if trained else None
     sampling = validate(Sampling, plain.get("sampling", {}), "sampling", problems)
     matrix = validate(Matrix, plain.get("matrix", {}), "matrix", problems)
-    shadows = validate(Shadows, plain["shadows"], "shadows", problems) if plain.get("shadows") else None
+    has_shadows = bool(plain.get("shadows"))
+    shadows = validate(Shadows, plain["shadows"], "shadows", problems) if has_shadows else None
     against = {} if trained else {"against": next(iter(targets), "")}
     compare = validate(Compare, {**against, **plain.get("compare", {})}, "compare", problems)
     arms = _arms(plain.get("arms"), problems) if trained else {}
@@ -213,7 +214,8 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
         problems.append(
             Problem("compare.against", f"must be one of the arms {', '.join(names)}; got {compare.against!r}")
         )
-    problems += demands(attacks, quality, model=model, split=split, shadows=shadows, finished=tuple(targets))
+    canaries = isinstance(plain.get("data"), Mapping) and plain["data"].get("canaries") is not None
+    problems += demands(attacks, quality, model=model, canaries=canaries, shadows=has_shadows, finished=tuple(targets))
     if problems:
         return None
     assert sampling is not None and matrix is not None and compare is not None

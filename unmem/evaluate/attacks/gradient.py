@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from unmem.evaluate.matrix.batch import Batch
 
 HELD = 1 << 29  # gradient values held at once: 2 GiB in float32
+FINEST = 1e-6  # a norm's share of the image's largest, below which it is the rounding of zero
 
 
 @component
@@ -168,8 +169,13 @@ class Gradient:
 
 
 def _logs(norms: np.ndarray) -> np.ndarray:
-    """Norms change by factors, from layer to layer and from image to image; some parameters have none."""
-    return np.log(norms.astype(np.float64) + np.finfo(np.float32).tiny)
+    """Norms change by factors, from layer to layer and from image to image.
+
+    Some parameters have no gradient, such as a bias that the next normalisation takes away: what is left of it is
+    rounding, which changes with the batch, and whose log would weigh as much as any.
+    """
+    least = FINEST * norms.max(1, keepdims=True)
+    return np.log(np.maximum(norms, least).astype(np.float64) + np.finfo(np.float32).tiny)
 
 
 def _classifier(name: str, state: int) -> Any:

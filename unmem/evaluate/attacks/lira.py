@@ -29,14 +29,14 @@ class LiRA:
     "in" is their "out" moved by the mean shift of the others.
 
     Attributes:
-        base: the attack whose scores are calibrated, with its fields. The default is the strong form of the loss: many
-            draws, both mirror images.
+        base: the attack whose scores are calibrated, with its fields. Many draws help; ``flips`` do where the model was
+            trained with flips, and hurt where it was not.
         mode: ``online`` needs each image inside and outside of two shadow models at least; ``offline``, outside of two.
         variance: ``per_example``, or ``global``: one for all images, "in" and "out" apart, from the scores less each
             image's mean. When unset, global below 64 shadow models: a variance from few scores is mostly noise.
     """
 
-    base: Base = Loss(timesteps=(100,), draws=20, flips=True)
+    base: Base = Loss()
     mode: Literal["online", "offline"] = "online"
     variance: Literal["per_example", "global"] | None = None
 

@@ -41,7 +41,7 @@ class RMIA:
             the paper's for CIFAR-10.
     """
 
-    base: Base = Loss(timesteps=(100,), draws=20, flips=True)
+    base: Base = Loss()
     mode: Literal["online", "offline"] = "online"
     gamma: PositiveFloat = 1.0
     a: Fraction = 0.3
