@@ -138,7 +138,7 @@ class Arm:
 
     def training_set(self, audit: Audit) -> ImageSet:
         """What the arm trains on, once its data stage is done."""
-        return left_by(self.directory / "data" / "ledger.json", audit.training)
+        return left_by(self.directory / "data", audit.training)
 
     def dropped_members(self, audit: Audit) -> frozenset[str]:
         """Members of which neither the image nor a planted copy was trained on."""

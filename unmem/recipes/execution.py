@@ -16,45 +16,37 @@ from unmem.evaluate.audit import Audit
 from unmem.evaluate.shadows import inside
 from unmem.recipes import gallery
 from unmem.recipes.arm import Arm, Shadow
-from unmem.recipes.chain import Step, run_steps
+from unmem.recipes.chain import Step, Work, run_steps
 from unmem.recipes.probing import ask_all
 from unmem.recipes.recipe import Recipe, kind_of
 from unmem.recipes.training import left_by, mitigate, train_on
 from unmem.rng import derive
 from unmem.rundir import write_json
-from unmem.train.imageset import ImageSet
 
 
 def run_model(arm: Arm) -> None:
     """Run, or resume, an arm up to its model's answers; under ``accelerate launch`` on all processes together."""
     audit, accelerator = Audit.open(arm.root), _accelerator(arm.recipe, arm.directory)
-    works: dict[str, Step] = {}
-    for name, stage in arm.model_stages.items():
-        if name == "data":
-            names = ("mitigation", arm.name)
-            ledger = stage.directory / "ledger.json"
-            work = partial(_mitigate, audit.training, arm.mitigations, arm.recipe.seed, names, ledger)
-            works[name] = Step(stage, work)
-        elif name == "train":
-            works[name] = Step(stage, partial(_train, arm, audit, accelerator), together=True)
-        elif name == "samples":
-            works[name] = Step(stage, partial(_sample, arm, accelerator), together=True)
-        else:
-            works[name] = Step(stage, partial(_ask, arm, audit, accelerator), together=True)
-    run_steps(works, accelerator)
+    works: dict[str, Work] = {
+        "data": partial(mitigate, audit.training, arm.mitigations, arm.recipe.seed, ("mitigation", arm.name)),
+        "train": partial(_train, arm, audit, accelerator),
+        "samples": partial(_sample, arm, accelerator),
+        "matrix": partial(_ask, arm, audit, accelerator),
+    }
+    stages = arm.model_stages.items()
+    run_steps({name: Step(stage, works[name], together=name != "data") for name, stage in stages}, accelerator)
 
 
 def run_shadow(shadow: Shadow) -> None:
     """Run, or resume, one shadow model: its training, and its answers once the arm's model has drawn its samples."""
-    arm, recipe = shadow.arm, shadow.arm.recipe
+    arm, recipe, stages = shadow.arm, shadow.arm.recipe, shadow.stages
     audit, accelerator = Audit.open(arm.root), _accelerator(recipe, shadow.directory)
-    stages = shadow.stages
     assert recipe.shadows is not None
     half = audit.training_of(inside(audit, recipe.shadows, shadow.number, recipe.seed))
-    ledger = stages["data"].directory / "ledger.json"
 
     def train(directory: Path) -> None:
-        train_on(left_by(ledger, half), recipe, arm.mitigations, shadow.seed, accelerator, directory)
+        data = left_by(stages["data"].directory, half)
+        train_on(data, recipe, arm.mitigations, shadow.seed, accelerator, directory)
 
     def ask(directory: Path) -> None:
         from unmem.evaluate.denoisers.opening import open_denoiser
@@ -64,7 +56,7 @@ def run_shadow(shadow: Shadow) -> None:
 
     names = ("mitigation", arm.name, "shadow", shadow.number)
     steps = {
-        "data": Step(stages["data"], partial(_mitigate, half, arm.mitigations, recipe.seed, names, ledger)),
+        "data": Step(stages["data"], partial(mitigate, half, arm.mitigations, recipe.seed, names)),
         "train": Step(stages["train"], train, together=True),
     }
     if arm.model_stages["samples"].finished:
@@ -76,7 +68,7 @@ def run_attacks(arm: Arm) -> None:
     """Run, or resume, all that follows an arm's model and its shadows: attacks, quality, pictures."""
     recipe, audit, accelerator = arm.recipe, Audit.open(arm.root), _accelerator(arm.recipe, arm.directory)
     target = _attacked(arm, audit)
-    works: dict[str, Any] = {}
+    works: dict[str, Work] = {}
     works |= {f"attacks/{name}": partial(_attack, arm, audit, target, part) for name, part in recipe.attacks.items()}
     works |= {f"quality/{name}": partial(_measure, arm, audit, target, part) for name, part in recipe.quality.items()}
     works["gallery"] = partial(gallery.make, arm.directory, audit)
@@ -93,13 +85,6 @@ def _accelerator(recipe: Recipe, directory: Path) -> Any:
 
         torch.set_num_threads(recipe.threads)
     return make_accelerator(recipe.train, directory / "train")
-
-
-def _mitigate(
-    data: ImageSet, parts: tuple[Any, ...], seed: int, names: tuple[str | int, ...], ledger: Path, directory: Path
-) -> None:
-    """Apply the mitigations of data."""
-    mitigate(data, parts, seed, names, ledger)
 
 
 def _train(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:

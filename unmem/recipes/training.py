@@ -19,6 +19,8 @@ from unmem.train.imageset import ImageSet
 if TYPE_CHECKING:
     from unmem.train.update import UpdateRule
 
+LEDGER = "ledger.json"
+
 
 def data_stage(directory: Path, mitigations: Sequence[Any], plain: list[dict[str, Any]], **inputs: Any) -> Stage:
     """The stage that applies data mitigations; ``inputs`` say to what."""
@@ -38,8 +40,10 @@ def train_stage(
     return Stage(directory / "train", {"stage": "train", **inputs, "rule": on_training})
 
 
-def mitigate(data: ImageSet, mitigations: Sequence[Any], seed: int, names: tuple[str | int, ...], file: Path) -> None:
-    """Apply data mitigations in order, and write their ledger to ``file``.
+def mitigate(
+    data: ImageSet, mitigations: Sequence[Any], seed: int, names: tuple[str | int, ...], directory: Path
+) -> None:
+    """Apply data mitigations in order, and write ``ledger.json``; ``names`` are of their randomness under ``seed``.
 
     Raises:
         UserError: when one changes images, or does not account for each.
@@ -54,12 +58,12 @@ def mitigate(data: ImageSet, mitigations: Sequence[Any], seed: int, names: tuple
                 raise UserError(f"{kind_of(part)}: may leave images out, but neither change nor add any")
             data = kept
             dropped += [asdict(entry) for entry in ledger]
-    write_json(file, {"kept": len(data), "dropped": dropped})
+    write_json(directory / LEDGER, {"kept": len(data), "dropped": dropped})
 
 
-def left_by(ledger: Path, data: ImageSet) -> ImageSet:
+def left_by(directory: Path, data: ImageSet) -> ImageSet:
     """What the data mitigations left of ``data``, by the ledger that :func:`mitigate` wrote."""
-    gone = {entry["id"] for entry in read_json(ledger)["dropped"]}
+    gone = {entry["id"] for entry in read_json(directory / LEDGER)["dropped"]}
     return data.take(np.array([i for i, name in enumerate(data.ids) if name not in gone], dtype=np.int64))
 
 

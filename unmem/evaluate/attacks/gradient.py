@@ -175,7 +175,7 @@ def _logs(norms: np.ndarray) -> np.ndarray:
     rounding, which changes with the batch, and whose log would weigh as much as any.
     """
     least = FINEST * norms.max(1, keepdims=True)
-    return np.log(np.maximum(norms, least).astype(np.float64) + np.finfo(np.float32).tiny)
+    return np.asarray(np.log(np.maximum(norms, least).astype(np.float64) + np.finfo(np.float32).tiny))
 
 
 def _classifier(name: str, state: int) -> Any:
