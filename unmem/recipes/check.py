@@ -127,9 +127,10 @@ def _chosen(comparison: dict[str, Any], only: tuple[str, ...]) -> dict[str, Any]
 def _check_known(option: str, figure: str, known: set[str]) -> None:
     """Refuse what no arm has, and a limit that would let through what it is to stop."""
     if figure not in known:
-        raise UserError(
-            f"{option} {figure}: no such figure{suggest(figure, sorted(known))}; have {', '.join(sorted(known))}"
-        )
+        bare = sorted(name for name in known if "." not in name.partition("[")[0])
+        further = ", each also as ATTACK.FIGURE" if len(bare) < len(known) else ""
+        have = f"have {', '.join(bare)}{further}"
+        raise UserError(f"{option} {figure}: no such figure{suggest(figure, sorted(known))}; {have}")
     if "p_value" in figure:
         raise UserError(f"{option} {figure}: the smaller a p-value, the surer the leak; limit another figure")
 

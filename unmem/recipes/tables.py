@@ -41,7 +41,7 @@ def seconds(value: float | None) -> str:
 def interval(estimate: Mapping[str, Any]) -> str:
     """An estimate's interval, from low to high; empty where there is none."""
     low, high = estimate["low"], estimate["high"]
-    if None in (low, high):
+    if None in (low, high) or low == high == estimate["value"]:
         return ""
     between = "\N{EN DASH}" if low >= 0 else " to "
     return f"{number(low, high, estimate['value'])}{between}{number(high, low, estimate['value'])}"
