@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -219,14 +220,14 @@ def test_what_is_not_there_is_a_message(groups: dict[str, ImageSet], tmp_path: P
     shard = tmp_path / "nonmembers-00000.npz"
     with np.load(shard) as arrays:
         np.savez(shard, **{key: arrays[key] for key in arrays.files if key != ASKED[0].key})
-    with pytest.raises(UserError, match=f"{ASKED[0].key}; remove it to take it again"):
+    with pytest.raises(UserError, match=f"holds no reading {ASKED[0].key}; remove the folder {tmp_path} to"):
         read(tmp_path, ASKED[0])
     assert len(read(tmp_path, ASKED[1]).nonmembers) == OTHERS
     shard.write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"nonmembers-00000\.npz: damaged"):
+    with pytest.raises(UserError, match=r"nonmembers-00000\.npz: is missing or damaged; remove the folder"):
         read(tmp_path, ASKED[1])
     shard.unlink()
-    with pytest.raises(UserError, match=r"nonmembers-00000\.npz: no such file"):
+    with pytest.raises(UserError, match=r"nonmembers-00000\.npz: is missing or damaged; remove the folder"):
         read(tmp_path, ASKED[1])
 
 
@@ -238,6 +239,19 @@ def test_broken_weights_are_a_message(groups: dict[str, ImageSet], tmp_path: Pat
     with pytest.raises(UserError, match=r"answers are not finite .* its weights hold NaN or infinity, or half prec"):
         asked(tmp_path, network, groups, list(ATTACKS[name].readings))
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_an_answer_that_is_not_finite_is_placed(groups: dict[str, ImageSet], shards: Any, tmp_path: Path) -> None:
+    shards(32)
+    network, images = denoiser(), groups["members"]
+    assert images.labels is not None
+    labels = images.labels.copy()
+    labels[45] = 10  # the null class, which nobody else has
+    network.network.class_embedding.weight[10] = float("nan")
+    broken = replace(images, labels=labels)
+    with pytest.raises(UserError, match=r"\(_Losses, image 45 of the members, column 0\)"):
+        asked(tmp_path, network, {"members": broken}, ASKED, batch=10)
+    assert [file.name for file in tmp_path.glob("*.npz")] == ["members-00000.npz"]
 
 
 def test_readings_of_one_probe_share_its_queries(groups: dict[str, ImageSet], tmp_path: Path) -> None:

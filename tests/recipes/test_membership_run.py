@@ -450,6 +450,7 @@ def test_what_a_shadow_depends_on_trains_it_again(recipe: Path) -> None:
         (("data.canaries=null",), "tiny.yaml: attacks.canary_audit: needs canaries; add data.canaries: {images: 1000"),
         (("shadows.count=1",), "tiny.yaml: shadows.count: input should be greater than or equal to 2; got 1"),
         (("shadows.number=8",), "tiny.yaml: shadows.number: unknown field"),
+        (("compare=null",), "tiny.yaml: compare: needs a mapping of against, "),
         (("data.canaries.images=0",), "tiny.yaml: data.canaries.images: input should be greater than 0; got 0"),
     ],
 )

@@ -12,6 +12,7 @@ from unmem.evaluate import results
 from unmem.evaluate.analysis import difference
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.canary_figures import measured_epsilon
+from unmem.evaluate.statistics import Estimate
 from unmem.mitigations.ledger import copies
 from unmem.recipes.arm import Arm
 from unmem.recipes.recipe import Recipe
@@ -83,13 +84,25 @@ def _measured(arm: Arm, spent: dict[str, Any]) -> list[dict[str, Any]]:
     for name in arm.recipe.attacks:
         result = results.load(arm.directory / "attacks" / name / "scores.npz")
         if isinstance(result, results.CanaryScores):
-            stern = replace(result, delta=np.array(spent["delta"]), confidence=np.array(REFUTED_AT))
-            bound = measured_epsilon(stern)
+            bound = _best_bound(result, spent["delta"])
             # where images are left out by a look at all of them, the guarantee is not about the data with the canaries
             covered = not spent["void"] and not any(hasattr(part, "apply") for part in arm.mitigations)
             contradicts = covered and bound.value is not None and bound.value > spent["epsilon"]
             found.append({"attack": name, "epsilon": bound.as_json(), "contradicts": contradicts})
     return found
+
+
+def _best_bound(result: results.CanaryScores, delta: float) -> Estimate:
+    """The larger of the bounds by both ways to pay for the choice of guesses, each at half of the error.
+
+    The one is better for few canaries, the other where canaries times delta is no longer small.
+    """
+    confidence = np.array(1 - (1 - REFUTED_AT) / 2)
+    ways = [
+        measured_epsilon(replace(result, delta=np.array(delta), confidence=confidence, split=np.array(split)))
+        for split in (False, True)
+    ]
+    return max(ways, key=lambda bound: -1.0 if bound.value is None else bound.value)
 
 
 def _count_copies(figures: dict[str, Any], arms: list[Arm]) -> None:

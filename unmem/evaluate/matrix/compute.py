@@ -64,7 +64,7 @@ def compute(
                 ]
                 found = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
                 for reading in unique:
-                    _check(found[reading.key], reading)
+                    _check(found[reading.key], reading, shard)
                 write_arrays(shard.file(directory), **found)
             advance(len(shard))
     accelerator.wait_for_everyone()
@@ -120,12 +120,12 @@ def _autocast(precision: str, device: torch.device) -> AbstractContextManager[An
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
-def _check(values: np.ndarray, reading: Reading) -> None:
+def _check(values: np.ndarray, reading: Reading, shard: Shard) -> None:
     """Refuse what no attack can use."""
     if not np.isfinite(values).all():
         image, column = np.argwhere(~np.isfinite(values))[0]
         probe = type(reading.probe).__name__
         raise UserError(
-            f"the network's answers are not finite ({probe}, image {image}, column {column}): its weights hold NaN or "
-            "infinity, or half precision overflows (matrix.precision: no)"
+            f"the network's answers are not finite ({probe}, image {shard.start + image} of the {shard.group}, column "
+            f"{column}): its weights hold NaN or infinity, or half precision overflows (matrix.precision: no)"
         )

@@ -60,6 +60,7 @@ def read(directory: Path, reading: Reading) -> Rows:
         file = shard.file(directory)
         try:
             parts[shard.group].append(read_arrays(file, reading.key)[reading.key])
-        except KeyError:
-            raise UserError(f"{file}: holds no reading {reading.key}; remove it to take it again") from None
+        except (KeyError, UserError) as error:
+            problem = "is missing or damaged" if isinstance(error, UserError) else f"holds no reading {reading.key}"
+            raise UserError(f"{file}: {problem}; remove the folder {directory} to take it again") from None
     return Rows(**{name: np.concatenate(arrays) for name, arrays in parts.items() if arrays})
