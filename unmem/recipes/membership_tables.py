@@ -63,7 +63,7 @@ def _by_attack(comparison: dict[str, Any], attacks: Mapping[str, Any], wanted: t
     rows, columns = [], []
     for name, reports in attacks.items():
         queries = next(iter(reports.values()))["queries"]
-        rows.append(Row(name, f"{queries:,} queries"))
+        rows.append(Row(name, f"{queries:,} {'query' if queries == 1 else 'queries'}"))
     for arm in comparison["arms"]:
         named = {name: reports[arm]["estimates"] for name, reports in attacks.items() if arm in reports}
         figures = dict.fromkeys(figure for estimates in named.values() for figure in estimates)

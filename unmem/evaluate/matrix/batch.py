@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -49,17 +51,20 @@ class Batch:
     @cached_property
     def z(self) -> Tensor:
         """The images as the network sees them, [n, c', h', w']."""
-        return self.denoiser.encode(self.x)
+        with _kept():
+            return self.denoiser.encode(self.x)
 
     @cached_property
     def mirrored(self) -> Tensor:
         """The images mirrored left to right, as the network sees them, [n, c', h', w']."""
-        return self.denoiser.encode(self.x.flip(-1))
+        with _kept():
+            return self.denoiser.encode(self.x.flip(-1))
 
     @cached_property
     def condition(self) -> Any:
         """What the network is given beside x_t and t."""
-        return self.denoiser.condition(len(self), self._labels, self.captions)
+        with _kept():
+            return self.denoiser.condition(len(self), self._labels, self.captions)
 
     def at(self, t: int) -> Tensor:
         """int64 [n]: the timestep, once an image.
@@ -88,3 +93,10 @@ class Batch:
             blocks.append(torch.randn((BLOCK, *self.z.shape[1:]), generator=generator, device=self.x.device))
         skip = first % BLOCK
         return torch.cat(blocks)[skip : skip + len(self)]
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """Make tensors that a gradient may be taken of later, which inference mode would not allow; here none is taken."""
+    with torch.inference_mode(mode=False), torch.no_grad():
+        yield

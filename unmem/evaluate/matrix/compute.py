@@ -104,9 +104,9 @@ def ask(batch: Batch, readings: Iterable[Reading]) -> dict[str, torch.Tensor]:
         by_probe.setdefault(reading.probe, []).append(reading)
     columns: dict[str, list[torch.Tensor]] = {}
     for probe, wanted in by_probe.items():
-        # gradients in full precision: per-image ones do not go together with autocast. Else no_grad: gradients may be
-        # taken later of what the batch keeps, which inference tensors do not allow
-        with torch.autocast(batch.x.device.type, enabled=False) if probe.access == "gradients" else torch.no_grad():
+        # gradients in full precision: per-image ones do not go together with autocast
+        gradients = torch.autocast(batch.x.device.type, enabled=False)
+        with gradients if probe.access == "gradients" else torch.inference_mode():
             for residual in probe.residuals(batch):
                 for reading in wanted:
                     columns.setdefault(reading.key, []).append(reading.norm(residual))
