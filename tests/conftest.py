@@ -47,6 +47,7 @@ class Generator:
 
     access = frozenset({"samples"})
     shadows = ()
+    prompts = ()
 
     def __init__(self, images: np.ndarray) -> None:
         self._images = images
@@ -81,6 +82,11 @@ class Asked:
     def samples(self, count: int) -> np.ndarray:
         assert self._generated is not None
         return self._generated[:count]
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        assert self._generated is not None and self._audit.data.captions is not None
+        return tuple(self._audit.data.captions[i // 10] for i in range(len(self._generated)))
 
     def read(self, reading: Reading) -> Rows:
         if reading.key not in self._known:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from unmem.evaluate.results import CanaryScores, Distances, Matches, Scores, Set
 from unmem.evaluate.shadows import Shadows, inside
 from unmem.recipes.recipe import ROOMS, load, shipped
 from unmem.rng import stream
-from unmem.train.diffusion import Diffusion, make_scheduler
+from unmem.train.diffusion import Diffusion, make_scheduler, to_model
 from unmem.train.imageset import ImageSet
 
 ALL = [pytest.param(room, kind, id=f"{room}/{kind.name}") for room, p in ROOMS.items() for kind in kinds(p).values()]
@@ -40,8 +41,9 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "frechet": {"samples": 40},
     "classifier": {"samples": 40, "steps": 60},
     "pipeline": {"path": "somewhere"},
+    "generated": {"path": "somewhere"},
 }
-ACCESS = {"samples", "predictions", "gradients", "shadows", "canaries", "captions"}
+ACCESS = {"samples", "prompts", "predictions", "gradients", "shadows", "canaries", "captions"}
 
 
 def example(room: str, kind: Kind) -> Any:
@@ -78,11 +80,37 @@ def test_a_data_mitigation_accounts_for_every_image(kind: Kind, audit: Audit) ->
     assert len(kept) >= 1
     assert set(kept.ids) | {entry.id for entry in ledger} == set(data.ids)
     assert len(kept) + len(ledger) == len(data)
-    assert {entry.kept for entry in ledger} <= set(kept.ids)
+    assert {entry.kept for entry in ledger} - {None} <= set(kept.ids)
     again, same = mitigation.apply(data, stream(0, "contract"))
     assert (again.ids, same) == (kept.ids, ledger)
     alone, nothing = mitigation.apply(data.take(np.array([0])), stream(0, "contract"))
     assert (len(alone), nothing) == (1, [])
+
+
+@pytest.mark.parametrize(
+    "kind", [k for k in IN_ROOM["mitigations"] if hasattr(k.load(), "sampling_rule")], ids=lambda k: k.name
+)
+def test_a_sampling_mitigation_judges_each_image_by_itself(kind: Kind, audit: Audit, tmp_path: Path) -> None:
+    mitigation = example("mitigations", kind)
+    assert mitigation.protects == "samples"
+    rule = mitigation.sampling_rule(audit.training, tmp_path)
+    assert rule.attempts >= 1
+    images = np.concatenate([audit.member_images.images(), noise_images(40)])
+    accepted, order = rule.accept(images), stream(0, "order").permutation(len(images))
+    assert (accepted.shape, accepted.dtype) == ((80,), bool)
+    assert accepted[40:].all()
+    assert rule.attempts > 1 or accepted.all()
+    np.testing.assert_array_equal(rule.accept(images[order]), accepted[order])
+    x0 = to_model(images) * 0.9
+    for sigma in (0.01, 1.0, 100.0):
+        steered = rule.steer(x0.clone(), sigma)
+        assert (steered.shape, steered.dtype) == (x0.shape, x0.dtype)
+        assert steered.abs().max() <= 1
+        assert torch.equal(steered[40:], x0[40:])  # what is like no training image is left alone
+        torch.testing.assert_close(rule.steer(x0[order], sigma), steered[order])
+        torch.testing.assert_close(rule.steer(x0[3:4], sigma), steered[3:4])
+    again = mitigation.sampling_rule(audit.training, tmp_path)
+    np.testing.assert_array_equal(again.accept(images), accepted)
 
 
 class Untrained:

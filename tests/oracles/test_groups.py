@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from unmem.evaluate import groups
 from unmem.evaluate.groups import group_images, nearest_groups
 from unmem.rng import stream
 
@@ -32,6 +33,39 @@ def brute_groups(points: np.ndarray, threshold: float) -> np.ndarray:
 def test_groups_are_connected_components(seed: int, threshold: float) -> None:
     points = clustered(60, seed)
     np.testing.assert_array_equal(group_images(points, threshold), brute_groups(points, threshold))
+
+
+@pytest.mark.parametrize("crowd", [0.0, 0.1, 1.0], ids=["all directions", "either", "main directions"])
+@pytest.mark.parametrize("threshold", [0.0, 0.02, 0.03, 0.5])
+def test_groups_do_not_depend_on_blocks_and_directions(
+    threshold: float, crowd: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = np.concatenate([clustered(90, 7), clustered(90, 7)[:20], np.zeros((12, 12), np.float32)])
+    for name, value in {"ROWS": 17, "COLUMNS": 32, "DIRECTIONS": 3, "SAMPLE": 9, "PAIRS": 5, "CROWD": crowd}.items():
+        monkeypatch.setattr(groups, name, value)
+    np.testing.assert_array_equal(group_images(points, threshold), brute_groups(points, threshold))
+
+
+def test_hardly_a_pair_is_measured_that_is_far_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images differ along few directions: these tell nearly all pairs apart."""
+    rng = stream(0, "smooth")
+    points = (rng.normal(size=(400, 100)) @ rng.normal(size=(100, 300)) / 10).astype(np.float32)
+    points[1::4] = points[::4] + 0.01
+    pairs = sum(len(rows) for rows, _ in groups._candidates(points, 0.03 * np.sqrt(300)))
+    assert 100 <= pairs < 110
+    assert len(np.unique(group_images(points, 0.03))) == 300
+
+
+def test_queries_that_need_long_lists_among_others() -> None:
+    """A few queries fall among hundreds of copies; the lists of the others are short."""
+    points = stream(0, "points").random((150, 12)).astype(np.float32)
+    copied = np.concatenate([points, np.repeat(points[:3], 200, axis=0)])
+    queries = stream(1, "points").random((400, 12)).astype(np.float32)
+    queries[5::40] = points[0] + 0.01
+    plain, names = nearest_groups(queries, points, np.arange(150), 20)
+    grouped, same = nearest_groups(queries, copied, group_images(copied, 0.0), 20)
+    np.testing.assert_allclose(grouped, plain, atol=1e-6)
+    np.testing.assert_array_equal(same[:, 0], names[:, 0])
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -71,7 +71,7 @@ def predicted(network: nn.Module) -> torch.Tensor:
             lambda name: "conv1" in name and name.endswith("weight"),
         ),
     ],
-    ids=str,
+    ids=["all", "attention", "lora", "lora on conv1"],
 )
 def test_what_is_not_trained_stays_bit_for_bit(
     data: ImageSet, saved: Path, plain: Train, tmp_path: Path, fields: dict[str, Any], changed: Any

@@ -56,6 +56,9 @@ def extraction(found: int) -> dict[str, Any]:
             "extracted": estimate(found / 800, 0.0011, 0.0219, successes=found, trials=800),
             "extracted_planted": estimate(found / 8, 0.0312, 0.4719, successes=found, trials=8),
             "false_positives": estimate(0.0, 0.0, 0.0046, "held-out images", successes=0, trials=800),
+            "extracted_at_10x": estimate(
+                3 * found / 800, found / 800, 0.06, "extrapolated", successes=3 * found, trials=800, found=found
+            ),
         },
         "samples": 2048,
         "threshold": 0.5,
@@ -63,6 +66,9 @@ def extraction(found: int) -> dict[str, Any]:
         "curve": [
             {"threshold": t, "extracted": e, "extracted_planted": 0, "false_positives": 0}
             for t, e in ((0.2, 0), (0.5, found), (1.2, 310))
+        ],
+        "samples_curve": [
+            {"samples": n, "extracted": found * n / 2048, "false_positives": 0.0} for n in (2, 256, 2048)
         ],
         "matches": [match] * found,
     }
@@ -205,7 +211,7 @@ def every_estimate(found: Any) -> list[dict[str, Any]]:
 def test_page_says_every_estimate_with_interval_counts_and_note(tmp_path, comparison):
     page = html.unescape(rendered(write(tmp_path, comparison))[0])
     estimates = every_estimate(comparison)
-    assert len(estimates) == 2 * (3 + 7 + 1 + 3 + 7 + 1) + 1
+    assert len(estimates) == 2 * (4 + 7 + 1 + 3 + 7 + 1) + 1
     for found in estimates:
         assert found["value"] is None or number(found["value"], found["low"], found["high"]) in page
         assert interval(found) in page
@@ -307,7 +313,7 @@ def test_page_needs_nothing_from_outside(tmp_path, comparison):
     page, _ = rendered(write(tmp_path, comparison))
     for outside in ("http://", "https://", "<link", "<script", "@import", "url("):
         assert outside not in page
-    assert page.count("<svg") == 2 + 1 + 2 + 1 + 1  # ROCs; exposure; two trade-offs; thresholds; distances
+    assert page.count("<svg") == 2 + 1 + 2 + 1 + 1 + 1  # ROCs; exposure; two trade-offs; thresholds; samples; distances
     assert not re.search(r"\bnan\b", page)
 
 

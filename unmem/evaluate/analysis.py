@@ -11,7 +11,9 @@ from pydantic import Field
 from unmem.component import Confidence, component
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.canary_figures import canary_figures
-from unmem.evaluate.results import CanaryScores, Distances, Matches, Result, Scores, SetScores
+from unmem.evaluate.prompt_figures import prompt_figures
+from unmem.evaluate.rarefaction import bounds, extrapolated, rarefied
+from unmem.evaluate.results import Agreements, CanaryScores, Distances, Matches, Result, Scores, SetScores
 from unmem.evaluate.set_test import set_figures
 from unmem.evaluate.statistics import (
     Estimate,
@@ -28,6 +30,8 @@ from unmem.evaluate.statistics import (
 from unmem.rng import stream
 
 CURVE = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2)  # thresholds at which extraction is counted
+HALVINGS = 10  # of the samples: sizes at which extraction is counted
+FURTHER = 10  # times as many samples: how far extraction is extrapolated
 
 
 @component
@@ -64,6 +68,8 @@ def analyse(result: Result, audit: Audit, dropped: frozenset[str], compare: Comp
         return _membership(result, audit, dropped, compare, seed)
     if isinstance(result, Matches):
         return _extraction(result, audit, compare)
+    if isinstance(result, Agreements):
+        return prompt_figures(result, audit, compare)
     if isinstance(result, CanaryScores):
         return canary_figures(result, compare, seed)
     return _nearness(result, compare)
@@ -143,6 +149,12 @@ def _extraction(matches: Matches, audit: Audit, compare: Compare) -> dict[str, A
     if planted.any():
         estimates["extracted_planted"] = rate(int(hit[planted].sum()), int(planted.sum()), confidence)
     estimates["false_positives"] = rate(int(false.sum()), nonmembers, confidence, "held-out images by the same rule")
+    limit = float(matches.threshold)
+    hits = {
+        "extracted": np.bincount(matches.member[matches.member_ratio < limit], minlength=members),
+        "false_positives": np.bincount(matches.nonmember[matches.nonmember_ratio < limit], minlength=nonmembers),
+    }
+    samples_curve, further = _by_samples(hits, len(matches.member), confidence)
     curve = [
         {
             "threshold": limit,
@@ -154,13 +166,39 @@ def _extraction(matches: Matches, audit: Audit, compare: Compare) -> dict[str, A
     ]
     return {
         "type": "extraction",
-        "estimates": _plain(estimates),
+        "estimates": _plain(estimates | further),
         "samples": len(matches.member),
         "threshold": float(matches.threshold),
         "group_threshold": float(matches.group_threshold),
         "curve": curve,
+        "samples_curve": samples_curve,
         "matches": _best_matches(matches, audit, hit),
     }
+
+
+def _by_samples(
+    hits: dict[str, np.ndarray], samples: int, confidence: float
+) -> tuple[list[dict[str, Any]], dict[str, Estimate]]:
+    """How many images of each kind fewer samples match, and an estimate for ``FURTHER`` times as many.
+
+    Args:
+        hits: name -> int64 [images], how many samples match each.
+        samples: all samples.
+        confidence: of the intervals.
+    """
+    sizes = sorted({max(1, samples >> k) for k in range(HALVINGS + 1)})
+    curve: list[dict[str, Any]] = [{"samples": size} for size in sizes]
+    further = {}
+    for name, of_image in hits.items():
+        images, found = len(of_image), int((of_image > 0).sum())
+        *within, (low, high) = bounds(of_image, samples, [*sizes, FURTHER * samples], confidence).tolist()
+        for point, value, ends in zip(curve, rarefied(of_image, samples, sizes).tolist(), within, strict=True):
+            point |= {name: value, f"{name}_low": min(value, ends[0]), f"{name}_high": max(value, ends[1])}
+        expected = min(max(extrapolated(of_image, FURTHER), low), high)
+        counts = {"successes": round(expected), "trials": images, "found": found, "samples": samples}
+        note = f"extrapolated to {FURTHER * samples} samples"
+        further[f"{name}_at_{FURTHER}x"] = Estimate(expected / images, low / images, high / images, counts, note)
+    return curve, further
 
 
 def _best_matches(matches: Matches, audit: Audit, hit: np.ndarray) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from unmem.component import UserError
 from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.matrix.store import read
 from unmem.evaluate.rows import Rows
+from unmem.rundir import read_json
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Attacked:
     """The audited model.
 
     Attributes:
-        access: what it gives, of ``samples``, ``predictions``, ``gradients`` and ``shadows``.
-        images: an ``.npy`` file of images drawn from it, uint8 [n, h, w, c].
+        access: what it gives, of ``samples``, ``prompts``, ``predictions``, ``gradients`` and ``shadows``.
+        images: an ``.npy`` file of images drawn from it, uint8 [n, h, w, c]; beside it ``prompts.json``, where it has
+            prompts.
         matrix: the folder of its answers.
         shadows: models of the same training.
     """
@@ -57,6 +59,15 @@ class Attacked:
         if len(drawn) < count:
             raise UserError(f"{self.images}: holds {len(drawn)} images; {count} are asked for")
         return np.asarray(drawn[:count])
+
+    @property
+    def prompts(self) -> tuple[str | None, ...]:
+        """What each image was asked for, where that is known.
+
+        Raises:
+            UserError: when the images have no prompts.
+        """
+        return tuple(read_json(self.images.with_name("prompts.json")))
 
     def read(self, reading: Reading) -> Rows:
         """float32 [images, columns] a group: what the model answered."""

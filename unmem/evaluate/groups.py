@@ -6,9 +6,17 @@ that list and shrink the mean until the copied image no longer counts as extract
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from unmem.neighbors import top_k
+
+PAIRS = 1024  # whose distances are computed at once
+PROBES = 64  # queries that tell how long lists of neighbours must be
+SAMPLE, DIRECTIONS = 256, 64  # points that give the main directions, and how many of those are looked along
+ROWS, COLUMNS = 1024, 2048  # of a block of pairs
+CROWD = 0.005  # share of a block's pairs from which on looking along all directions costs less than each distance
 
 
 def group_images(points: np.ndarray, threshold: float) -> np.ndarray:
@@ -18,17 +26,19 @@ def group_images(points: np.ndarray, threshold: float) -> np.ndarray:
         points: float32 [n, d], pixels in [0, 1].
         threshold: images whose L2 over sqrt(d) is at most this are one group; chains join.
     """
-    n, k = len(points), 2
     limit = threshold * np.sqrt(points.shape[1])
-    while True:  # widen until every row's list reaches past the threshold
-        k = min(k, n)
-        near = top_k(points, points, k)
-        inside = near.distances <= limit
-        if k == n or not inside[:, -1].any():
-            break
-        k *= 4
-    rows = np.repeat(np.arange(n), inside.sum(1))
-    return _components(n, rows, near.indices[inside])
+    group = np.arange(len(points))
+    for rows, columns in _candidates(points, limit):
+        while len(rows):
+            apart = group[rows] != group[columns]  # of what is one group no more pairs are needed
+            rows, columns = rows[apart], columns[apart]
+            i, j = rows[:PAIRS], columns[:PAIRS]
+            near = np.sqrt(np.square(points[i] - points[j]).sum(1, dtype=np.float64)) <= limit
+            if near.any():
+                names = np.arange(len(points))
+                group = _components(len(points), np.concatenate([names, i[near]]), np.concatenate([group, j[near]]))
+            rows, columns = rows[PAIRS:], columns[PAIRS:]
+    return group
 
 
 def merge_groups(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -61,18 +71,66 @@ def nearest_groups(
     assert count <= len(np.unique(group))
     distances = np.empty((len(queries), count))
     names = np.empty((len(queries), count), np.int64)
-    open_rows, k = np.arange(len(queries)), min(2 * count, len(points))
+    open_rows, k = np.arange(len(queries)), _list_length(queries, points, group, count)
     while len(open_rows):  # rows whose list holds too few groups get a longer one
-        near = top_k(queries[open_rows], points, k)
+        near = top_k(queries if len(open_rows) == len(queries) else queries[open_rows], points, k)
         labels = group[near.indices]
         first = _first_of_each(labels)
         done = first.sum(1) >= count
-        for row in np.flatnonzero(done):
-            chosen = np.flatnonzero(first[row])[:count]
-            distances[open_rows[row]] = near.distances[row, chosen]
-            names[open_rows[row]] = labels[row, chosen]
+        chosen = np.argsort(~first[done], axis=1, kind="stable")[:, :count]
+        distances[open_rows[done]] = np.take_along_axis(near.distances[done], chosen, axis=1)
+        names[open_rows[done]] = np.take_along_axis(labels[done], chosen, axis=1)
         open_rows, k = open_rows[~done], min(4 * k, len(points))
     return distances / np.sqrt(points.shape[1]), names
+
+
+def _list_length(queries: np.ndarray, points: np.ndarray, group: np.ndarray, count: int) -> int:
+    """How many neighbours hold ``count`` groups for nearly all queries, as a few of them show."""
+    most = min(2 * count, len(points))
+    some = queries[:: max(1, len(queries) // PROBES)][:PROBES]
+    held = _first_of_each(group[top_k(some, points, most).indices]).cumsum(1)
+    needed = np.minimum(1 + (held < count).sum(1), most)
+    return int(np.quantile(needed, 0.95, method="higher"))
+
+
+def _candidates(points: np.ndarray, limit: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of positions, block by block, among them all that are at most ``limit`` apart, and few others.
+
+    Seen along some directions at right angles points are no further apart than they are. So pairs that are too far
+    apart along the main ones, as most are, need no more than that; where too many are left, all directions are seen.
+    """
+    n = len(points)
+    sample = points[:: -(-n // SAMPLE)]
+    centre = sample.mean(0, dtype=np.float64)
+    basis = np.linalg.svd(sample - centre, full_matrices=False)[2][:DIRECTIONS].T
+    along = np.empty((n, basis.shape[1]), np.float32)
+    for start in range(0, n, ROWS):
+        along[start : start + ROWS] = (points[start : start + ROWS] - centre) @ basis
+    for top in range(0, n, ROWS):
+        for left in range(top, n, COLUMNS):
+            above, beside = slice(top, top + ROWS), slice(left, left + COLUMNS)
+            rows, columns = _within(along[above], along[beside], limit)
+            if len(rows) > CROWD * ROWS * COLUMNS:
+                a, b = ((points[part] - centre).astype(np.float32) for part in (above, beside))
+                rows, columns = _within(a, b, limit)
+            rows, columns = rows + top, columns + left
+            once = rows < columns
+            yield rows[once], columns[once]
+
+
+def _within(a: np.ndarray, b: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
+    """Positions in ``a`` and ``b``, float32 [n, d], of the pairs that rounding lets be at most ``limit`` apart."""
+    a_squares, b_squares = (np.square(x).sum(1, dtype=np.float64) for x in (a, b))
+    slack = (
+        (a.shape[1] + 96) * 2.0**-23 * (a_squares.max() + b_squares.max() + limit**2)
+    )  # of products, sums and squares
+    # |a - b|^2 <= limit^2, halved, with all that belongs to one side brought there
+    most = ((limit**2 + slack - a_squares) / 2).astype(np.float32)
+    halves = a @ b.T
+    np.subtract((b_squares / 2).astype(np.float32), halves, out=halves)
+    some = np.flatnonzero(halves.min(1) <= most)
+    rows, columns = np.nonzero(halves[some] <= most[some, None])
+    return some[rows], columns
 
 
 def _components(n: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -100,6 +100,42 @@ class Distances:
 
 
 @dataclass(frozen=True)
+class Agreements:
+    """For each prompt whether its samples agree, and what the images with this caption are to them.
+
+    Attributes:
+        sample: int64 [prompts], the first of the prompt's samples; prompts are in the order of these.
+        samples: int64 [prompts], how many it has, black ones left out.
+        mean: float64 [prompts], mean patch distance in the tightest clique; 1 where there is none.
+        medoid: int64 [prompts], the sample in the midst of the clique; -1 where there is none.
+        members: int64 [prompts], how many members have the prompt as their caption.
+        member: int64 [prompts], position of the one nearest to the medoid; -1 where there is none.
+        member_distance: float64 [prompts], its distance as in :class:`Matches`; 1 where there is none.
+        member_near: int64 [prompts], the most samples that are near to one of these members.
+        nonmembers, nonmember, nonmember_distance, nonmember_near: the same of held-out images.
+        clique: int64 scalar; so many samples must agree.
+        near: float64 scalar; an image at most this far from a sample is near to it.
+        black: int64 scalar; samples that are black all over, and have no part in it.
+    """
+
+    sample: np.ndarray
+    samples: np.ndarray
+    mean: np.ndarray
+    medoid: np.ndarray
+    members: np.ndarray
+    member: np.ndarray
+    member_distance: np.ndarray
+    member_near: np.ndarray
+    nonmembers: np.ndarray
+    nonmember: np.ndarray
+    nonmember_distance: np.ndarray
+    nonmember_near: np.ndarray
+    clique: np.ndarray
+    near: np.ndarray
+    black: np.ndarray
+
+
+@dataclass(frozen=True)
 class CanaryScores:
     """Scores of canaries beside their coins: larger means more likely inserted.
 
@@ -120,7 +156,7 @@ class CanaryScores:
     split: np.ndarray
 
 
-Result = Scores | Matches | Distances | CanaryScores
+Result = Scores | Matches | Distances | Agreements | CanaryScores
 
 
 class Shadow(Protocol):
@@ -142,12 +178,16 @@ class Target(Protocol):
     """What is attacked.
 
     Attributes:
-        access: what it gives, of ``samples``, ``predictions``, ``gradients`` and ``shadows``.
+        access: what it gives, of ``samples``, ``prompts``, ``predictions``, ``gradients`` and ``shadows``.
     """
 
     @property
     def access(self) -> frozenset[str]:
         """What it gives."""
+
+    @property
+    def prompts(self) -> Sequence[str | None]:
+        """What each generated image was asked for; None where that is not known."""
 
     def samples(self, count: int) -> np.ndarray:
         """The first ``count`` generated images, uint8 [count, h, w, c]."""
@@ -193,7 +233,7 @@ def load(path: Path) -> Result:
         UserError: when the file is damaged or of an unknown kind.
     """
     arrays: dict[str, Any] = read_arrays(path)
-    known: tuple[type[Result], ...] = (Scores, SetScores, Matches, Distances, CanaryScores)
+    known: tuple[type[Result], ...] = (Scores, SetScores, Matches, Distances, Agreements, CanaryScores)
     classes = {cls.__name__: cls for cls in known}
     try:
         return classes[str(arrays.pop("kind"))](**arrays)

@@ -13,27 +13,29 @@ class Dropped:
 
     Attributes:
         id: the dropped image.
-        kept: the image that stays in its place.
-        distance: between the two, in the mitigation's own unit (bits for hashes; 0 for exact copies).
+        kept: the image that stays in its place; None where none does.
+        distance: between the two, in the mitigation's own unit (bits for hashes; 0 for exact copies). Where no image
+            stays in its place: what it was left out by, in the mitigation's own unit; 0 for an image that was drawn.
         mitigation: the component's kind.
     """
 
     id: str
-    kept: str
+    kept: str | None
     distance: float
     mitigation: str
 
 
-def copies(dropped: Iterable[tuple[str, str]]) -> dict[str, int]:
+def copies(dropped: Iterable[tuple[str, str | None]]) -> dict[str, int]:
     """How many images of the set each duplicated image stands with, itself included.
 
     Args:
-        dropped: (id, kept id) of every dropped image; one that was kept may be dropped later.
+        dropped: (id, kept id) of every dropped image; one that was kept may be dropped later. Images without one that
+            stays in their place are no copies of any, and do not count.
 
     Returns:
         The size of its group by id, for every dropped image and every image that stands for one.
     """
-    kept_for = dict(dropped)
+    kept_for = {name: kept for name, kept in dropped if kept is not None}
     last: dict[str, str] = {}
     for name in kept_for:
         end = name

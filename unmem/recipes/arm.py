@@ -9,10 +9,12 @@ from typing import Any
 from unmem.evaluate.audit import Audit
 from unmem.recipes.probing import generated_set, matrix_stage, readings_of
 from unmem.recipes.recipe import Recipe
-from unmem.recipes.training import data_stage, left_by, train_stage
+from unmem.recipes.training import data_stage, left_by, saved_in, train_stage
 from unmem.rng import derive
 from unmem.rundir import Stage
 from unmem.train.imageset import ImageSet
+
+DENOISER = frozenset({"samples", "predictions", "gradients"})  # what a model gives that says nothing else
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Arm:
     """One arm of a run: a model that is trained here, or a finished one.
 
     Attributes:
-        recipe: the checked recipe.
+        recipe: the checked recipe, with the arm's own model and settings of training.
         name: the arm's.
         root: the run's directory.
         upstream: the key of the run's data stage.
@@ -30,6 +32,9 @@ class Arm:
     name: str
     root: Path
     upstream: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recipe", self.recipe.of_arm(self.name))
 
     @property
     def directory(self) -> Path:
@@ -49,7 +54,8 @@ class Arm:
     @property
     def plain_mitigations(self) -> list[dict[str, Any]]:
         """The same as plain data."""
-        plain: list[dict[str, Any]] = self.recipe.resolved.get("arms", {}).get(self.name, [])
+        spec = self.recipe.resolved.get("arms", {}).get(self.name, [])
+        plain: list[dict[str, Any]] = spec["mitigations"] if isinstance(spec, dict) else spec
         return plain
 
     @property
@@ -89,6 +95,9 @@ class Arm:
         else:
             model = [self.upstream, self.finished_model.fingerprint()]
         samples = {"upstream": model, "seed": seed, "sampling": plain["sampling"], "count": self.samples}
+        parts = zip(self.plain_mitigations, self.mitigations, strict=True)
+        if rules := [settings for settings, part in parts if hasattr(part, "sampling_rule")]:
+            samples["rules"] = rules
         chain["samples"] = self._stage("samples", **samples)
         if readings_of(recipe.attacks.values()):
             attacks = list(recipe.attacks.values())
@@ -122,14 +131,16 @@ class Arm:
         """What the arm's model gives an attack."""
         shadows = frozenset({"shadows"} if self.recipe.shadows is not None else ())
         if self.finished_model is None:
-            return frozenset({"samples", "predictions", "gradients"}) | shadows
+            return frozenset(getattr(self.recipe.model, "access", DENOISER)) | shadows
         given: frozenset[str] = self.finished_model.access
         return given
 
     @property
     def pipeline(self) -> Path:
         """Where the model lies."""
-        return self.directory / "train" / "pipeline" if self.finished_model is None else Path(self.finished_model.path)
+        if self.finished_model is None:
+            return self.directory / "train" / saved_in(self.recipe.model)
+        return Path(self.finished_model.path)
 
     @property
     def images(self) -> Path:

@@ -15,7 +15,7 @@ from unmem.evaluate.canary_figures import measured_epsilon
 from unmem.evaluate.statistics import Estimate
 from unmem.mitigations.ledger import copies
 from unmem.recipes.arm import Arm
-from unmem.recipes.recipe import Recipe
+from unmem.recipes.recipe import Recipe, kind_of
 from unmem.recipes.verdict import verdict
 from unmem.rng import derive
 from unmem.rundir import read_json
@@ -72,10 +72,20 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "dropped": len(trained["dropped"]) if trained else 0,
         "privacy": spent,
         "measured": _measured(arm, spent) if spent else [],
+        "sampling": _sampling(arm),
         "attacks": {name: read_json(arm.directory / "attacks" / name / "report.json") for name in arm.recipe.attacks},
         "quality": {name: read_json(arm.directory / "quality" / name / "report.json") for name in arm.recipe.quality},
         "seconds": seconds,
     }
+
+
+def _sampling(arm: Arm) -> dict[str, Any] | None:
+    """The mitigations that stand between the model and who asks it for samples, and what they refused; None without."""
+    guards = [kind_of(part) for part in arm.mitigations if getattr(part, "protects", "") == "samples"]
+    if not guards:
+        return None
+    refused = arm.directory / "samples" / "refused.json"
+    return {"guards": guards, "refused": read_json(refused) if refused.exists() else None}
 
 
 def _measured(arm: Arm, spent: dict[str, Any]) -> list[dict[str, Any]]:

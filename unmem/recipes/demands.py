@@ -13,6 +13,7 @@ def demands(
     quality: Mapping[str, Any],
     *,
     model: Any,
+    access: Mapping[str, frozenset[str]],
     canaries: bool,
     shadows: bool,
     finished: tuple[str, ...],
@@ -23,6 +24,7 @@ def demands(
         attacks: components by name.
         quality: components by name.
         model: the model that arms train; None where none is trained.
+        access: what the models of some arms give, where that is less than a denoiser gives.
         canaries: whether the recipe says something of canaries, right or wrong.
         shadows: whether it says something of shadow models, likewise.
         finished: names of finished models.
@@ -34,6 +36,12 @@ def demands(
         problems += _of_attacks(needs, "canaries", missing)
     if model is not None:
         problems += _of_attacks(needs, "captions", "needs a model that takes texts, which an arm's does not")
+        problems += _of_attacks(needs, "prompts", "needs images with prompts, which an arm's model does not draw")
+    for arm, given in access.items():
+        for need in ("predictions", "gradients"):
+            if need not in given:
+                why = f"needs {need}, which the model of arm {arm} does not give ({', '.join(sorted(given))} alone)"
+                problems += _of_attacks(needs, need, f"{why}; leave the attack out, or the arm")
     if finished:
         why = "needs shadow models, trained as the audited one was; of a finished model that is not known"
         problems += _of_attacks(needs, "shadows", f"{why}: describe its training as an arm, or leave the attack out")

@@ -19,18 +19,23 @@ from unmem.recipes.arm import Arm, Shadow
 from unmem.recipes.chain import Step, Work, run_steps
 from unmem.recipes.probing import ask_all
 from unmem.recipes.recipe import Recipe, kind_of
-from unmem.recipes.training import left_by, mitigate, train_on
+from unmem.recipes.training import mitigate, train_on
 from unmem.rng import derive
 from unmem.rundir import write_json
 
 
 def run_model(arm: Arm) -> None:
-    """Run, or resume, an arm up to its model's answers; under ``accelerate launch`` on all processes together."""
+    """Run, or resume, an arm up to its model's answers; under ``accelerate launch`` on all processes together.
+
+    Raises:
+        UserError: when an attack needs what the model does not give.
+    """
+    _check_access(arm)
     audit, accelerator = Audit.open(arm.root), _accelerator(arm.recipe, arm.directory)
     works: dict[str, Work] = {
         "data": partial(mitigate, audit.training, arm.mitigations, arm.recipe.seed, ("mitigation", arm.name)),
         "train": partial(_train, arm, audit, accelerator),
-        "samples": partial(_sample, arm, accelerator),
+        "samples": partial(_sample, arm, audit, accelerator),
         "matrix": partial(_ask, arm, audit, accelerator),
     }
     stages = arm.model_stages.items()
@@ -45,8 +50,7 @@ def run_shadow(shadow: Shadow) -> None:
     half = audit.training_of(inside(audit, recipe.shadows, shadow.number, recipe.seed))
 
     def train(directory: Path) -> None:
-        data = left_by(stages["data"].directory, half)
-        train_on(data, recipe, arm.mitigations, shadow.seed, accelerator, directory)
+        train_on(half, stages["data"].directory, recipe, arm.mitigations, shadow.seed, accelerator, directory)
 
     def ask(directory: Path) -> None:
         from unmem.evaluate.denoisers.opening import open_denoiser
@@ -76,6 +80,13 @@ def run_attacks(arm: Arm) -> None:
     run_steps({name: Step(stages[name], work) for name, work in works.items()}, accelerator)
 
 
+def _check_access(arm: Arm) -> None:
+    """Refuse an attack that asks the model for what it does not give, before anything is computed."""
+    for name, attack in arm.recipe.attacks.items():
+        if missing := attack.needs - arm.access - {"canaries", "captions"}:  # which the recipe and its data answer for
+            raise UserError(f"attacks.{name}: needs {', '.join(sorted(missing))}, which {arm.name} does not give")
+
+
 def _accelerator(recipe: Recipe, directory: Path) -> Any:
     """accelerate's view of devices and processes, with the recipe's threads."""
     from unmem.train.trainer import make_accelerator
@@ -89,17 +100,29 @@ def _accelerator(recipe: Recipe, directory: Path) -> Any:
 
 def _train(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
     """Train on what the data mitigations left."""
-    train_on(arm.training_set(audit), arm.recipe, arm.mitigations, arm.recipe.seed, accelerator, directory)
+    given, seed = audit.training, arm.recipe.seed
+    train_on(given, arm.directory / "data", arm.recipe, arm.mitigations, seed, accelerator, directory)
 
 
-def _sample(arm: Arm, accelerator: Any, directory: Path) -> None:
-    """Draw as many images as the attacks and measures want at most."""
+def _sample(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
+    """Draw as many images as the attacks and measures want at most, by the arm's own rules."""
     from unmem.train.sampling import open_pipeline, sample_to_disk
 
-    if arm.samples:
+    if hasattr(arm.finished_model, "collect"):  # images that are there already
+        if accelerator.is_main_process:
+            arm.finished_model.collect(directory, audit.data.shape)
+    elif arm.finished_model is None and hasattr(arm.recipe.model, "sample_to_disk"):
+        if arm.samples:
+            arm.recipe.model.sample_to_disk(
+                arm.pipeline, arm.recipe.sampling, arm.samples, directory,
+                seed=arm.recipe.seed, accelerator=accelerator,
+            )  # fmt: skip
+    elif arm.samples:
+        ruling = [part for part in arm.mitigations if hasattr(part, "sampling_rule")]
+        rules = [part.sampling_rule(arm.training_set(audit), directory) for part in ruling]
         sample_to_disk(
             open_pipeline(arm.pipeline), arm.recipe.sampling, arm.samples, directory,
-            seed=arm.recipe.seed, accelerator=accelerator,
+            seed=arm.recipe.seed, accelerator=accelerator, rules=rules,
         )  # fmt: skip
 
 
@@ -125,8 +148,6 @@ def _attacked(arm: Arm, audit: Audit) -> Attacked:
 
 def _attack(arm: Arm, audit: Audit, target: Attacked, attack: Any, directory: Path) -> None:
     """Attack, write the scores, then analyse what was written."""
-    if missing := attack.needs - target.access - {"canaries", "captions"}:  # which the recipe and its data answer for
-        raise UserError(f"attack {kind_of(attack)} needs {', '.join(sorted(missing))}, which the model does not give")
     seed = derive(arm.recipe.seed, "attack", directory.name)
     results.save(attack.run(target, audit, seed), directory / "scores.npz")
     scores = results.load(directory / "scores.npz")

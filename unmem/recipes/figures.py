@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from unmem.recipes.drawing import STYLES, Curve, Figure, Mark, counts, linear, plot
+from unmem.recipes.drawing import STYLES, Axis, Curve, Figure, Mark, counts, linear, plot
 
 FEW = 2  # membership attacks that have figures of their own
 
 
 def figures(comparison: dict[str, Any]) -> list[Figure]:
     """Every figure that the comparison has numbers for, but those of :mod:`unmem.recipes.membership_figures`."""
-    return [*_tradeoffs(comparison), *_thresholds(comparison), *_distances(comparison)]
+    return [*_tradeoffs(comparison), *_thresholds(comparison), *_by_samples(comparison), *_distances(comparison)]
 
 
 def style_of(comparison: dict[str, Any]) -> dict[str, str]:
@@ -126,6 +127,37 @@ def _thresholds(comparison: dict[str, Any]) -> list[Figure]:
             "Solid: extracted training images. Dashed: held-out images by the same rule. Upright: the threshold used."
         )
         found.append(plot(f"{attack} by threshold", caption, x, y, style, reports, curves=curves))
+    return found
+
+
+def _by_samples(comparison: dict[str, Any]) -> list[Figure]:
+    """How many images are extracted as samples are drawn, and what ten times as many would bring."""
+    style, found = style_of(comparison), []
+    for attack, reports in of_type(comparison, "extraction"):
+        shown = {arm: report for arm, report in reports.items() if report.get("samples_curve")}  # earlier runs lack it
+        if not shown:
+            continue
+        curves, marks, sizes, most = [], [], [], 1.0
+        for arm, report in shown.items():
+            line, further = report["samples_curve"], report["estimates"]["extracted_at_10x"]
+            for figure, dashes in (("false_positives", " dashed"), ("extracted", "")):
+                points = [(float(point["samples"]), float(point[figure])) for point in line]
+                curves.append(Curve(points, style[arm] + dashes))
+                most = max(most, points[-1][1])
+            sizes += [line[0]["samples"], 10 * line[-1]["samples"]]
+            if further["value"] is not None:
+                value, low, high = (further[end] * further["n"]["trials"] for end in ("value", "low", "high"))
+                marks.append(Mark(float(sizes[-1]), value, (None, None), (low, high), style[arm], arm))
+                most = max(most, high)
+        first, last = min(sizes), max(sizes)
+        powers = [10**k for k in range(12) if first <= 10**k <= last]
+        x = Axis("samples", first, last, tuple((power, f"{power:,}") for power in powers), math.log)
+        y = counts("images", math.ceil(most))
+        caption = (
+            "Solid: training images that so many of the samples extract, on average. Dashed: held-out images by the "
+            "same rule. Points: extrapolated to ten times the samples."
+        )
+        found.append(plot(f"{attack} by samples", caption, x, y, style, shown, curves=curves, marks=marks))
     return found
 
 

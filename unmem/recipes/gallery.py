@@ -64,7 +64,8 @@ def _groups(ledger: Path, audit: Audit) -> dict[str, Any]:
     """The largest groups that a data mitigation reduced to one image, and how many there are."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for entry in read_json(ledger)["dropped"] if ledger.exists() else []:
-        groups.setdefault(entry["kept"], []).append(entry)
+        if entry["kept"] is not None:
+            groups.setdefault(entry["kept"], []).append(entry)
     largest = sorted(groups.items(), key=lambda item: -len(item[1]))[:GROUPS]
     shown = [
         {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from unmem.evaluate.shadows import Shadows
 from unmem.recipes import yaml_file
 from unmem.recipes.demands import demands
 from unmem.recipes.given import Given
+from unmem.recipes.own_model import as_own, check_own, own_models, read_by
 from unmem.rundir import digest
 from unmem.train.config import Sampling, Train
 
@@ -33,6 +34,7 @@ SECTIONS = (
     "schema", "seed", "data", "model", "train", "sampling", "arms", "targets", "shadows", "matrix", "attacks",
     "quality", "compare", "smoke",
 )  # fmt: skip
+WAYS = ("apply", "update_rule", "sampling_rule")  # how a mitigation may step in
 SIDES = ("members", "nonmembers")
 DRAWN = ("kind", *field_names(Split))  # what a data section holds beside a data set's own fields
 SHIPPED = Path(__file__).parent
@@ -51,6 +53,7 @@ class Recipe:
         train: settings; None likewise.
         sampling, matrix, compare: settings.
         arms: mitigations of each arm, in order of application.
+        own: model and settings of the arms that have others than ``model`` and ``train``.
         targets: finished models by name; they stand beside the arms.
         shadows: the fleet of each arm; None without.
         attacks, quality: components by name.
@@ -66,6 +69,7 @@ class Recipe:
     sampling: Sampling
     matrix: Matrix
     arms: dict[str, tuple[Any, ...]]
+    own: dict[str, tuple[Any, Train]]
     targets: dict[str, Any]
     shadows: Shadows | None
     attacks: dict[str, Any]
@@ -94,6 +98,14 @@ class Recipe:
     def threads(self) -> int | None:
         """CPU threads of one job; None leaves it to torch, one job after the other."""
         return None if self.train is None else self.train.threads
+
+    def of_arm(self, name: str) -> Recipe:
+        """The recipe with the model and the settings of training that an arm has; doing so again changes nothing."""
+        model, train = self.own.get(name, (self.model, self.train))
+        if train is None or (model, train) == (self.model, self.train):
+            return self
+        resolved = {**self.resolved, "model": _resolved(model), "train": read_by(model, train)}
+        return replace(self, model=model, train=train, resolved=resolved)
 
     @property
     def conditional(self) -> bool:
@@ -202,8 +214,15 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
     has_shadows = bool(plain.get("shadows"))
     shadows = validate(Shadows, plain["shadows"], "shadows", problems) if has_shadows else None
     against = {} if trained else {"against": next(iter(targets), "")}
-    compare = validate(Compare, {**against, **plain.get("compare", {})}, "compare", problems)
+    wanted = plain.get("compare", {})
+    wanted = {**against, **wanted} if isinstance(wanted, Mapping) else wanted
+    compare = validate(Compare, wanted, "compare", problems)
     arms = _arms(plain.get("arms"), problems) if trained else {}
+    own: dict[str, tuple[Any, Train]] = {}
+    access: dict[str, frozenset[str]] = {}
+    if model is not None and train is not None:
+        own = own_models(plain, ROOMS["models"], problems)
+        access = check_own(arms, own, (model, train), problems)
     attacks = _named(plain.get("attacks", []), "attacks", problems)
     quality = _named(plain.get("quality", []), "quality", problems)
     names = [*arms, *targets]
@@ -215,7 +234,9 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
             Problem("compare.against", f"must be one of the arms {', '.join(names)}; got {compare.against!r}")
         )
     canaries = isinstance(plain.get("data"), Mapping) and plain["data"].get("canaries") is not None
-    problems += demands(attacks, quality, model=model, canaries=canaries, shadows=has_shadows, finished=tuple(targets))
+    problems += demands(
+        attacks, quality, model=model, access=access, canaries=canaries, shadows=has_shadows, finished=tuple(targets)
+    )
     if problems:
         return None
     assert sampling is not None and matrix is not None and compare is not None
@@ -223,19 +244,19 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
         "schema": SCHEMA,
         "seed": seed,
         "data": _resolved_data(data, split),
-        **({"model": {"kind": plain["model"]["kind"], **dump(model)}, "train": dump(train)} if trained else {}),
+        **({} if train is None else {"model": _resolved(model), "train": read_by(model, train)}),
         "sampling": dump(sampling),
         "matrix": dump(matrix),
         **({"shadows": dump(shadows)} if shadows is not None else {}),
         **({"targets": {name: _resolved(part) for name, part in targets.items()}} if targets else {}),
-        **({"arms": {arm: [_resolved(part) for part in parts] for arm, parts in arms.items()}} if trained else {}),
+        **({"arms": {arm: _resolved_arm(parts, own.get(arm)) for arm, parts in arms.items()}} if trained else {}),
         "attacks": [_resolved(part, attack) for attack, part in attacks.items()],
         "quality": [_resolved(part, measure) for measure, part in quality.items()],
         "compare": dump(compare),
     }
     return Recipe(
         name=name, seed=seed, data=data, split=split, model=model, train=train, sampling=sampling, matrix=matrix,
-        arms=arms, targets=targets, shadows=shadows, attacks=attacks, quality=quality, compare=compare,
+        arms=arms, own=own, targets=targets, shadows=shadows, attacks=attacks, quality=quality, compare=compare,
         resolved=resolved,
     )  # fmt: skip
 
@@ -253,6 +274,12 @@ def _resolved(part: Any, name: str | None = None) -> dict[str, Any]:
     """A component as plain data that builds it again."""
     kind = kind_of(part)
     return {"kind": kind, **({"name": name} if name not in (None, kind) else {}), **dump(part)}
+
+
+def _resolved_arm(parts: tuple[Any, ...], own: tuple[Any, Train] | None) -> Any:
+    """An arm as plain data that builds it again."""
+    mitigations = [_resolved(part) for part in parts]
+    return mitigations if own is None else as_own(_resolved(own[0]), read_by(*own), mitigations)
 
 
 def _data(spec: Any, problems: list[Problem]) -> tuple[Any, Split | None]:
@@ -299,13 +326,16 @@ def _arms(spec: Any, problems: list[Problem]) -> dict[str, tuple[Any, ...]]:
     for arm, parts in spec.items():
         path = f"arms.{arm}"
         _check_folder(arm, path, problems)
+        if isinstance(parts, Mapping):
+            path, parts = f"{path}.mitigations", parts.get("mitigations", [])
         if not isinstance(parts, list):
             problems.append(Problem(path, f"needs a list of mitigations (empty for none); got {parts!r}"))
             continue
         built = [build(ROOMS["mitigations"], part, f"{path}[{i}]", problems) for i, part in enumerate(parts)]
         for i, part in enumerate(built):
-            if part is not None and not hasattr(part, "apply") and not hasattr(part, "update_rule"):
-                problems.append(Problem(f"{path}[{i}]", "has neither apply() nor update_rule(): it mitigates nothing"))
+            if part is not None and not any(hasattr(part, way) for way in WAYS):
+                message = f"has neither {' nor '.join(f'{way}()' for way in WAYS)}: it mitigates nothing"
+                problems.append(Problem(f"{path}[{i}]", message))
         if sum(hasattr(part, "update_rule") for part in built) > 1:
             problems.append(Problem(path, "has more than one mitigation of training; give each an arm of its own"))
         arms[arm] = tuple(built)

@@ -20,7 +20,10 @@ def number(value: float | None, *beside: float | None) -> str:
         return NOTHING
     largest = max(abs(other) for other in (value, *beside) if other is not None)
     decimals = next((d for limit, d in ((0, 3), (0.01, 5), (1, 3), (10, 2), (1000, 1)) if largest <= limit), 0)
-    return f"{value:,.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+    text = f"{value:,.{decimals}f}"
+    if value and not text.strip("-0."):  # what is not zero does not look like it
+        text = f"{value:.1g}"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def plain(value: Any, name: str = "") -> str:
@@ -67,6 +70,8 @@ _FIGURES = {
     "extracted": "extracted",
     "extracted_planted": "planted",
     "false_positives": "false positives",
+    "extracted_at_10x": "extracted, of 10 times the samples",
+    "false_positives_at_10x": "false positives, of 10 times",
     "auc": "AUC",
     "auc_as_trained": "AUC, as trained",
     "auc_planted": "AUC, planted",
@@ -84,7 +89,7 @@ _FIGURES = {
     "p_value_control": "p, held out",
     "power": "power at images",
 }
-HEADLINES = tuple(list(_FIGURES)[:9])  # the others stand in tables of their own
+HEADLINES = tuple(list(_FIGURES)[:11])  # the others stand in tables of their own
 
 
 @dataclass(frozen=True)

@@ -67,26 +67,53 @@ def left_by(directory: Path, data: ImageSet) -> ImageSet:
     return data.take(np.array([i for i, name in enumerate(data.ids) if name not in gone], dtype=np.int64))
 
 
-def train_on(
-    data: ImageSet, recipe: Recipe, mitigations: Sequence[Any], seed: int, accelerator: Any, directory: Path
-) -> None:
-    """Train a model on ``data`` into the stage's directory."""
-    from unmem.train.trainer import train
+def left_out_by(kind: str, directory: Path, data: ImageSet) -> ImageSet:
+    """What the data mitigation of this kind left out of ``data``, by the same ledger."""
+    own = [entry["id"] for entry in read_json(directory / LEDGER)["dropped"] if entry["mitigation"] == kind]
+    return data.select(own)
 
-    # the pipeline is the last file: where it stands, a second training would release a second private model
-    if not (directory / "pipeline").exists():
+
+def train_on(
+    given: ImageSet,
+    ledger: Path,
+    recipe: Recipe,
+    mitigations: Sequence[Any],
+    seed: int,
+    accelerator: Any,
+    directory: Path,
+) -> None:
+    """Train a model into the stage's directory on what the data mitigations left of ``given``.
+
+    ``ledger`` is the directory in which :func:`mitigate` wrote what they did.
+    """
+    # the model is the last file: where it stands, a second training would release a second private model
+    if not (directory / saved_in(recipe.model)).exists():
         assert recipe.train is not None
-        key = read_json(directory / "key.json")["key"]
-        rule = _update_rule(data, recipe, mitigations, seed, directory)
-        train(data, recipe.model, recipe.train, rule, directory, key=key, seed=seed, accelerator=accelerator)
+        key, data = read_json(directory / "key.json")["key"], left_by(ledger, given)
+        if hasattr(recipe.model, "train"):
+            recipe.model.train(data, recipe.train, directory, key=key, seed=seed, accelerator=accelerator)
+        else:
+            from unmem.train.trainer import train
+
+            rule = _update_rule(given, ledger, recipe, mitigations, seed, directory)
+            train(data, recipe.model, recipe.train, rule, directory, key=key, seed=seed, accelerator=accelerator)
     if accelerator.is_main_process:
         shutil.rmtree(directory / "state", ignore_errors=True)
 
 
-def _update_rule(data: ImageSet, recipe: Recipe, mitigations: Sequence[Any], seed: int, directory: Path) -> UpdateRule:
+def saved_in(model: Any) -> str:
+    """The folder in the train stage's directory that a trained model is saved in."""
+    name: str = getattr(model, "saved_as", "pipeline")
+    return name
+
+
+def _update_rule(
+    given: ImageSet, ledger: Path, recipe: Recipe, mitigations: Sequence[Any], seed: int, directory: Path
+) -> UpdateRule:
     """The way to train: the training mitigation's, or plain."""
     from unmem.train.update import Plain
 
+    data = left_by(ledger, given)
     steps = [kind_of(part) for part in mitigations if hasattr(part, "apply")]
     holds_for = f"the {len(data)} training images as given"
     if steps:
@@ -98,7 +125,9 @@ def _update_rule(data: ImageSet, recipe: Recipe, mitigations: Sequence[Any], see
         holds_for += f"; the network was trained on {public} before, taken as public and not covered"
     for part in mitigations:
         if hasattr(part, "update_rule"):
-            rule: UpdateRule = part.update_rule(data, recipe.train, holds_for, directory / "state")
+            # one that leaves images out, too, does so in order to look at them while it trains on the others
+            own = {"left_out": left_out_by(kind_of(part), ledger, given)} if hasattr(part, "apply") else {}
+            rule: UpdateRule = part.update_rule(data, recipe.train, holds_for, directory / "state", **own)
             return rule
     assert recipe.train is not None
     return Plain(len(data), recipe.train, seed)

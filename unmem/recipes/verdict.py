@@ -53,6 +53,7 @@ def _arm(name: str, arm: dict[str, Any], comparison: dict[str, Any]) -> list[str
     parts += _membership(arm["attacks"], comparison["confidence"])
     sentences = [f"{name}: {'; '.join(parts)}."] if parts else []
     sentences += [f"{name}: {text}" for text in _sets_and_canaries(arm["attacks"])]
+    sentences += _refused(name, arm.get("sampling"))
     if (spent := arm["privacy"]) is not None:
         sentences.append(_proven(name, spent, data))
     return sentences
@@ -107,6 +108,29 @@ def _sets_and_canaries(attacks: dict[str, Any]) -> list[str]:
                 f"{attack['delta']:g} ({n['correct']} of {n['guesses']} guesses right, of {n['canaries']} canaries)."
             )
     return sentences
+
+
+def _refused(name: str, sampling: dict[str, Any] | None) -> list[str]:
+    """How many samples were kept back."""
+    found = (sampling or {}).get("refused")
+    if not found or not found["refused"]:
+        return []
+    text = f"{name}: {found['refused']} of {found['drawn']} draws were refused"
+    return [text + (f"; {found['black']} of {found['samples']} samples are black instead." if found["black"] else ".")]
+
+
+def _unguarded(name: str, arm: dict[str, Any]) -> list[str]:
+    """Attacks that never see a sample, on a model whose samples alone are guarded."""
+    asking = [
+        attack_name
+        for attack_name, attack in arm["attacks"].items()
+        if attack["type"] in ("membership", "dataset_inference", "canaries") and attack["kind"] != "blind"
+    ]
+    if not asking or not arm.get("sampling"):
+        return []
+    guards = " and ".join(arm["sampling"]["guards"])
+    text = f"Caution: in {name}, {guards} stands before samples alone; {', '.join(asking)} would see the same without"
+    return [text + ", since the network itself is asked."]
 
 
 def _proven(name: str, spent: dict[str, Any], data: dict[str, Any]) -> str:
@@ -173,6 +197,7 @@ def _cautions(comparison: dict[str, Any]) -> list[str]:
     for name, arm in comparison["arms"].items():
         cautions += _doubts(name, arm["privacy"] or {})
         cautions += _fooled(name, arm["attacks"])
+        cautions += _unguarded(name, arm)
         for attack in arm["attacks"].values():
             figures = attack["estimates"]
             if attack["kind"] == "blind" and figures["auc"]["low"] > 0.5 and figures["auc"]["value"] > GUESSABLE:

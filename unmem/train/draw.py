@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,7 @@ class Draw:
         step: int,
     ) -> None:
         self.data, self.positions, self.config, self.num_classes = data, positions, config, num_classes
-        self.levels = levels
+        self.levels, self.rule = levels, rule
         self.seed, self.step, self.multiplicity = rule.seed, step, rule.multiplicity
         self._block: tuple[int, tuple[Tensor, ...]] = (-1, ())
 
@@ -69,6 +70,10 @@ class Draw:
             each = diffusion.losses(model, x0, t, eps, labels)
         return each if self.multiplicity == 1 else each.view(-1, self.multiplicity).mean(1)
 
+    def timesteps(self, slots: np.ndarray, device: torch.device) -> Tensor:
+        """int64 [len(slots), multiplicity], as :meth:`losses` has them."""
+        return self._drawn(slots, device)[0].view(-1, self.multiplicity)
+
     def _drawn(self, slots: np.ndarray, device: torch.device) -> list[Tensor]:
         """Timesteps, noise, flips and dropped labels of these slots' draws, one row a draw."""
         found: list[tuple[Tensor, ...]] = []
@@ -89,3 +94,27 @@ class Draw:
             dropped = torch.rand(size, generator=generator, device=device) < self.config.label_dropout
             self._block = block, (t, eps, flips, dropped)
         return self._block[1]
+
+
+@dataclass(frozen=True)
+class NetworkLosses:
+    """The :class:`~unmem.train.update.StepLosses` of a draw by one network."""
+
+    draw: Draw
+    diffusion: Diffusion
+    network: nn.Module
+    accelerator: Any
+
+    def __call__(self, slots: np.ndarray) -> Tensor:
+        """float32 [len(slots)]."""
+        return self.draw.losses(self.diffusion, self.network, self.accelerator, slots)
+
+    def timesteps(self, slots: np.ndarray) -> Tensor:
+        """int64 [len(slots), multiplicity]."""
+        return self.draw.timesteps(slots, self.accelerator.device)
+
+    def of(self, data: ImageSet, positions: np.ndarray, step: int) -> NetworkLosses:
+        """Another batch's."""
+        draw = self.draw
+        other = Draw(data, positions, draw.config, draw.levels, draw.num_classes, draw.rule, step)
+        return replace(self, draw=other)

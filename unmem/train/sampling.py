@@ -3,10 +3,15 @@
 Each sample has a generator of its own, and its initial noise is the first draw. Stochastic samplers (DDIM with eta > 0,
 Song et al. 2021; Euler and Heun with churn, Karras et al. 2022) draw on; the others (DDIM with eta = 0; DPM-Solver++,
 Lu et al. 2022) are deterministic given the initial noise.
+
+Rules (``sampling_rule.py``) may steer the steps and refuse finished images. A refused sample is drawn again with
+generators of its own, so it still depends on its number alone; its first draw is the one without rules.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,10 +23,11 @@ from torch import Tensor
 from unmem import progress
 from unmem.component import UserError
 from unmem.rng import torch_stream
-from unmem.rundir import atomic
+from unmem.rundir import atomic, write_json
 from unmem.train.config import Sampling
-from unmem.train.diffusion import to_images
+from unmem.train.diffusion import Diffusion, to_images
 from unmem.train.karras import Predict, by_levels
+from unmem.train.sampling_rule import SamplingRule
 
 PART = 1024  # samples a file: what a killed run has to draw again
 
@@ -39,43 +45,81 @@ def sample(pipeline: Any, config: Sampling, numbers: np.ndarray, seed: int, devi
     Returns:
         uint8 [n, h, w, c].
     """
-    unet = pipeline.unet.to(device).eval()
-    num_classes = null_class(unet)
-    height, width = image_size(unet)
-    shape = unet.config.in_channels, height, width
-    denoise = partial(by_levels if config.scheduler in ("euler", "heun") else _by_diffusers, pipeline.scheduler)
-    drawn = []
-    for start in range(0, len(numbers), config.batch):
-        chunk = numbers[start : start + config.batch].tolist()
-        generators = [torch_stream(seed, "sample", k) for k in chunk]
-        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
-        labels = None
-        if num_classes is not None:
-            labels = torch.tensor([k % num_classes for k in chunk], device=device)
-        predict = partial(_predict, unet, labels, config.guidance)
-        with torch.no_grad():
-            drawn.append(to_images(denoise(predict, noise.to(device), generators, config)))
-    return np.concatenate(drawn)
+    return _draw(pipeline, config, numbers, seed, device, (), 0)
+
+
+def sample_by_rules(
+    pipeline: Any,
+    config: Sampling,
+    numbers: np.ndarray,
+    seed: int,
+    device: torch.device | str,
+    rules: Sequence[SamplingRule],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the samples with these numbers as rules allow, each again until every rule accepts it.
+
+    Args:
+        pipeline: as in :func:`sample`, like the next four.
+        config: the recipe's settings.
+        numbers: int [n], which samples.
+        seed: the experiment's seed.
+        device: where to compute.
+        rules: they steer in this order; the most attempts of any of them count.
+
+    Returns:
+        uint8 [n, h, w, c], and int64 [n]: how many draws of each were refused. A sample of which all were is black.
+    """
+    attempts = max((rule.attempts for rule in rules), default=1)
+    pending, refused = np.arange(len(numbers)), np.zeros(len(numbers), np.int64)
+    for attempt in range(attempts):
+        found = _draw(pipeline, config, numbers[pending], seed, device, rules, attempt)
+        if attempt == 0:
+            images = np.zeros_like(found)
+        accepted = np.all([np.ones(len(found), bool), *(rule.accept(found) for rule in rules)], axis=0)
+        images[pending[accepted]] = found[accepted]
+        pending = pending[~accepted]
+        refused[pending] += 1
+        if not len(pending):
+            break
+    return images, refused
 
 
 def sample_to_disk(
-    pipeline: Any, config: Sampling, count: int, directory: Path, *, seed: int, accelerator: Any
+    pipeline: Any,
+    config: Sampling,
+    count: int,
+    directory: Path,
+    *,
+    seed: int,
+    accelerator: Any,
+    rules: Sequence[SamplingRule] = (),
 ) -> None:
-    """Draw samples 0..count-1 into ``directory/images.npy``, shared among processes, resumable part by part."""
+    """Draw samples 0..count-1 into ``directory/images.npy``, shared among processes, resumable part by part.
+
+    Where there are rules, ``directory/refused.json`` counts what they refused.
+    """
     parts = [np.arange(start, min(start + PART, count)) for start in range(0, count, PART)]
     mine = list(range(accelerator.process_index, len(parts), accelerator.num_processes))
     with progress.track("sample", sum(len(parts[i]) for i in mine)) as advance:
         for i in mine:
             file = directory / f"part-{i:05d}.npy"
             if not file.exists():
-                images = sample(pipeline, config, parts[i], seed, accelerator.device)
-                with atomic(file) as partial, partial.open("wb") as out:
-                    np.save(out, images, allow_pickle=False)
+                images, refused = sample_by_rules(pipeline, config, parts[i], seed, accelerator.device, rules)
+                if rules:
+                    _save(directory / f"refused-{i:05d}.npy", refused)
+                _save(file, images)
             advance(len(parts[i]))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        _join(directory, len(parts), count)
+        attempts = max((rule.attempts for rule in rules), default=0)
+        _join(directory, len(parts), count, attempts)
     accelerator.wait_for_everyone()
+
+
+def _save(file: Path, array: np.ndarray) -> None:
+    """One array, whole or not at all."""
+    with atomic(file) as partial, partial.open("wb") as out:
+        np.save(out, array, allow_pickle=False)
 
 
 def open_pipeline(path: Path) -> Any:
@@ -110,6 +154,63 @@ def image_size(unet: Any) -> tuple[int, int]:
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 
+def _draw(
+    pipeline: Any,
+    config: Sampling,
+    numbers: np.ndarray,
+    seed: int,
+    device: torch.device | str,
+    rules: Sequence[SamplingRule],
+    attempt: int,
+) -> np.ndarray:
+    """One attempt at each of these samples, steered, uint8 [n, h, w, c]."""
+    unet = pipeline.unet.to(device).eval()
+    num_classes = null_class(unet)
+    height, width = image_size(unet)
+    shape = unet.config.in_channels, height, width
+    denoise = partial(by_levels if config.scheduler in ("euler", "heun") else _by_diffusers, pipeline.scheduler)
+    again = (attempt,) if attempt else ()
+    drawn = []
+    for start in range(0, len(numbers), config.batch):
+        chunk = numbers[start : start + config.batch].tolist()
+        generators = [torch_stream(seed, "sample", k, *again) for k in chunk]
+        noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        labels = None
+        if num_classes is not None:
+            labels = torch.tensor([k % num_classes for k in chunk], device=device)
+        predict: Predict = partial(_predict, unet, labels, config.guidance)
+        if rules:
+            predict = partial(_steered, predict, Diffusion.of(pipeline.scheduler), rules)
+        with torch.no_grad():
+            drawn.append(to_images(denoise(predict, noise.to(device), generators, config)))
+    return np.concatenate(drawn)
+
+
+def _steered(predict: Predict, diffusion: Diffusion, rules: Sequence[SamplingRule], x: Tensor, t: Tensor) -> Tensor:
+    """The prediction that stands for the image which the rules make of the network's, or its own."""
+    predicted = predict(x, t)
+    logs = diffusion.sigmas.log().numpy()
+    sigma = math.exp(np.interp(float(t), np.arange(len(logs)), logs))
+    signal, noise = 1 / math.sqrt(1 + sigma**2), sigma / math.sqrt(1 + sigma**2)
+    if diffusion.prediction == "epsilon":
+        image = (x - noise * predicted) / signal
+    elif diffusion.prediction == "v_prediction":
+        image = signal * x - noise * predicted
+    else:
+        image = predicted
+    image = wanted = image.clamp(-1, 1)
+    for rule in rules:
+        wanted = rule.steer(wanted, sigma)
+    if diffusion.prediction == "epsilon":
+        other = (x - signal * wanted) / noise
+    elif diffusion.prediction == "v_prediction":
+        other = (signal * x - wanted) / noise
+    else:
+        other = wanted
+    changed = (wanted != image).flatten(1).any(1)
+    return torch.where(changed[:, None, None, None], other, predicted)
+
+
 def _predict(unet: Any, labels: Tensor | None, guidance: float, x: Tensor, t: Tensor) -> Tensor:
     """The network's prediction at x_t [n, c, h, w], guided where that is asked for."""
     predicted: Tensor = unet(x, t, class_labels=labels).sample
@@ -140,9 +241,15 @@ def _by_diffusers(
     return x
 
 
-def _join(directory: Path, parts: int, count: int) -> None:
-    """One array out of the parts."""
+def _join(directory: Path, parts: int, count: int, attempts: int) -> None:
+    """One array out of the parts; and, where there are rules, what up to so many attempts at a sample came to."""
     files = [directory / f"part-{i:05d}.npy" for i in range(parts)]
+    tallies = [directory / f"refused-{i:05d}.npy" for i in range(parts)]
+    if attempts:
+        refused = np.concatenate([np.load(file) for file in tallies])
+        black = int((refused == attempts).sum())
+        found = {"samples": count, "drawn": count + int(refused.sum()) - black, "refused": int(refused.sum())}
+        write_json(directory / "refused.json", {**found, "black": black})
     first = np.load(files[0], mmap_mode="r")
     with atomic(directory / "images.npy") as partial:
         out = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=(count, *first.shape[1:]))
@@ -150,5 +257,5 @@ def _join(directory: Path, parts: int, count: int) -> None:
             out[i * PART : (i + 1) * PART] = np.load(file)
         out.flush()
         del out
-    for file in files:
-        file.unlink()
+    for file in (*files, *tallies):
+        file.unlink(missing_ok=True)

@@ -12,7 +12,6 @@ import math
 import shutil
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,10 +26,10 @@ from unmem.rundir import write_json, write_text
 from unmem.train import checkpoint
 from unmem.train.config import Train
 from unmem.train.diffusion import Diffusion
-from unmem.train.draw import Draw, made_up
+from unmem.train.draw import Draw, NetworkLosses, made_up
 from unmem.train.imageset import ImageSet
 from unmem.train.noise_levels import NoiseLevels
-from unmem.train.update import Losses, UpdateRule
+from unmem.train.update import StepLosses, UpdateRule
 
 LOGGED_ROWS = 200  # rows of metrics.jsonl over a whole run: a curve, not a burden
 
@@ -113,7 +112,9 @@ def train(
         network = model_spec.build(data.shape, num_classes, accelerator.device)
     scheduler = model_spec.scheduler(config)
     null = num_classes if model_spec.conditioning == "class" else None
-    run = _Run(network, Diffusion.of(scheduler, accelerator.device), config, null, directory, key, accelerator)
+    memories = {f"memory of {phase.name}": phase.rule.memory for phase in phases if phase.rule.memory is not None}
+    diffusion = Diffusion.of(scheduler, accelerator.device)
+    run = _Run(network, memories, diffusion, config, null, directory, key, accelerator)
     names = [phase.name for phase in phases]
     privacy = None
     for phase in phases[names.index(run.resume(names[0])) :]:
@@ -168,6 +169,7 @@ class _Run:
     def __init__(
         self,
         network: nn.Module,
+        memories: dict[str, nn.Module],
         diffusion: Diffusion,
         config: Train,
         null: int | None,
@@ -175,7 +177,7 @@ class _Run:
         key: str,
         accelerator: Any,
     ) -> None:
-        self.network, self.averaged = network, copy.deepcopy(network)
+        self.network, self.averaged, self._memories = network, copy.deepcopy(network), memories
         self._diffusion, self._config, self._null, self._accelerator = diffusion, config, null, accelerator
         self._levels = NoiseLevels.of(config, diffusion)
         self._weights: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
@@ -194,7 +196,7 @@ class _Run:
                 )
             phase, self._step = str(meta["phase"]), int(meta["step"])
             progress.say(f"{phase}: resumed after {self._step} steps")
-        self._log = _Log(self._directory / "metrics.jsonl", phase, self._step, self._accelerator)
+        self._log = Log(self._directory / "metrics.jsonl", phase, self._step, self._accelerator)
         return phase
 
     def train(self, phase: _Phase) -> dict[str, Any] | None:
@@ -207,7 +209,7 @@ class _Run:
         every = max(1, rule.steps // LOGGED_ROWS)
         with progress.track(phase.name, rule.steps * rule.batch, start=self._step * rule.batch) as advance:
             while self._step < rule.steps:
-                lr = rule.lr * _rate(self._step / rule.steps, self._config)
+                lr = rule.lr * rate(self._step / rule.steps, self._config)
                 for group in self._optimizer.param_groups:
                     group["lr"] = lr
                 torch.manual_seed(derive(rule.seed, "dropout", self._step, accelerator.process_index))
@@ -236,16 +238,18 @@ class _Run:
     @property
     def _modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds beside the optimizer's moments."""
-        return {"model": self.network, "ema": self.averaged}
+        return {"model": self.network, "ema": self.averaged, **self._memories}
 
     def _fresh_optimizer(self) -> torch.optim.Optimizer:
         """AdamW without any memory; the loop sets its rate."""
         return torch.optim.AdamW(self._weights, weight_decay=self._config.weight_decay, foreach=True)
 
-    def _losses(self, data: ImageSet, positions: np.ndarray, rule: UpdateRule, step: int, forward: nn.Module) -> Losses:
+    def _losses(
+        self, data: ImageSet, positions: np.ndarray, rule: UpdateRule, step: int, forward: nn.Module
+    ) -> StepLosses:
         """The losses of a step's batch by slot."""
         draw = Draw(data, positions, self._config, self._levels, self._null, rule, step)
-        return partial(draw.losses, self._diffusion, forward, self._accelerator)
+        return NetworkLosses(draw, self._diffusion, forward, self._accelerator)
 
     def _average(self) -> None:
         """Follow the weights, warming up so that a short run is not an average over its start.
@@ -274,7 +278,7 @@ class _Run:
         self._saved = time.monotonic()
 
 
-class _Log:
+class Log:
     """metrics.jsonl and the trackers; rows after the checkpoint that a run resumes from are dropped."""
 
     def __init__(self, path: Path, phase: str, step: int, accelerator: Any) -> None:
@@ -301,7 +305,7 @@ def _place(row: dict[str, Any]) -> tuple[bool, int]:
     return "phase" not in row, row["step"]
 
 
-def _rate(done: float, config: Train) -> float:
+def rate(done: float, config: Train) -> float:
     """The learning rate's factor at a fraction ``done`` of training."""
     if done < config.warmup:
         return done / config.warmup

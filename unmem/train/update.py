@@ -18,13 +18,29 @@ Losses = Callable[[np.ndarray], Tensor]
 """``losses(slots)``: the un-reduced losses, float32 [len(slots)], of these slots of the step's global batch."""
 
 
+class StepLosses(Protocol):
+    """:data:`Losses` that also say what they are taken at, and can be asked about other images."""
+
+    def __call__(self, slots: np.ndarray, /) -> Tensor:
+        """float32 [len(slots)]: the un-reduced losses of these slots of the step's global batch."""
+
+    def timesteps(self, slots: np.ndarray) -> Tensor:
+        """int64 [len(slots), K]: the timesteps of these slots' draws."""
+
+    def of(self, data: ImageSet, positions: np.ndarray, step: int) -> StepLosses:
+        """The same network's losses of another batch: these positions of ``data``, with the randomness of ``step``.
+
+        Slot i has the same randomness in every batch of a step, whatever its image. No step of training is negative.
+        """
+
+
 class UpdateRule(Protocol):
     """A way to train: which images a step sees, and what their losses do to the weights.
 
-    Everything is a function of the step's number, so that a resumed run equals an unbroken one.
+    Everything is a function of the step's number and of ``memory``, so that a resumed run equals an unbroken one.
 
     Attributes:
-        steps: updates in all.
+        steps: updates in all; a rule may lower it to the updates done, which ends training.
         batch: images an update (the expectation, where the sampler is random).
         lr: peak learning rate.
         seed: seed of the losses' randomness (timesteps, noise, flips).
@@ -40,16 +56,20 @@ class UpdateRule(Protocol):
     multiplicity: int
     warmup: tuple[ImageSet, UpdateRule] | None
 
+    @property
+    def memory(self) -> nn.Module | None:
+        """What the rule carries from step to step, as buffers, which checkpoints hold; None where it is nothing."""
+
     def prepare(self, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Any) -> nn.Module:
         """Take hold of the model before the first step; returns the module whose forward the losses use."""
 
-    def rehearse(self, size: int, losses: Losses) -> None:
+    def rehearse(self, size: int, losses: StepLosses) -> None:
         """Before the first step of a process: try anything on the losses of ``size`` made-up images; change nothing."""
 
     def positions(self, step: int) -> np.ndarray:
         """int64: the images of the step's global batch, the same on every process."""
 
-    def update(self, step: int, size: int, losses: Losses) -> float:
+    def update(self, step: int, size: int, losses: StepLosses) -> float:
         """Change the weights by the losses of a global batch of ``size`` slots.
 
         Returns this process's part of the mean loss: the parts of all processes add up to it.
@@ -63,6 +83,7 @@ class Plain:
     """Ordinary minibatch gradients: shuffled epochs, mean loss, clipping for stability."""
 
     warmup: tuple[ImageSet, UpdateRule] | None = None
+    memory: nn.Module | None = None
 
     def __init__(self, n: int, config: Train, seed: int) -> None:
         """Args: the number of training images, the recipe's settings, the experiment's seed."""
@@ -88,8 +109,12 @@ class Plain:
         epochs = {int(e): stream(self.seed, "epoch", int(e)).permutation(self.n) for e in np.unique(window // self.n)}
         return np.array([epochs[i // self.n][i % self.n] for i in window.tolist()], dtype=np.int64)
 
-    def update(self, step: int, size: int, losses: Losses) -> float:
+    def update(self, step: int, size: int, losses: StepLosses) -> float:
         """One AdamW step on the mean loss of the global batch."""
+        return self.descend(size, losses)
+
+    def descend(self, size: int, losses: Losses) -> float:
+        """The same for any losses of a global batch of ``size`` slots; returns this process's part of their mean."""
         accelerator, total = self._accelerator, 0.0
         chunks = list(shares(size, accelerator.process_index, accelerator.num_processes, self._config.micro_batch))
         for i, slots in enumerate(chunks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,8 @@ from unmem.evaluate.groups import group_images, merge_groups, nearest_groups
 from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.results import Matches, Target
 from unmem.train.imageset import ImageSet, as_vectors
+
+PART = 16_384  # generated images that are searched for at once: as numbers they take four times their memory
 
 
 @component
@@ -44,27 +47,30 @@ class GenerateAndFilter:
     def run(self, target: Target, audit: Audit, seed: int) -> Matches:
         """Nearest member and nearest held-out image of each sample, with distance and ratio."""
         generated = target.samples(self.samples)
-        queries = as_vectors(generated)
         training = audit.member_training
         position = {name: i for i, name in enumerate(audit.members)}
         origin = np.array([position[audit.copies.get(name, name)] for name in training.ids], dtype=np.int64)
-        with progress.track("extract", 2 * len(queries)) as advance:
-            member = self._match(queries, training, origin)
-            advance(len(queries))
-            held_out = audit.nonmember_images
-            nonmember = self._match(queries, held_out, np.arange(len(held_out)))
-            advance(len(queries))
+        held_out = audit.nonmember_images
+        with progress.track("extract", 2 * len(generated)) as advance:
+            member = self._match(generated, training, origin, advance)
+            nonmember = self._match(generated, held_out, np.arange(len(held_out)), advance)
         return Matches(*member, *nonmember, np.array(self.threshold), np.array(self.group_threshold))
 
     def _match(
-        self, queries: np.ndarray, data: ImageSet, origin: np.ndarray
+        self, generated: np.ndarray, data: ImageSet, origin: np.ndarray, advance: Callable[[int], None]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each query's nearest group: its first image's ``origin``, distance and ratio."""
+        """Each generated image's nearest group: its first image's ``origin``, distance and ratio."""
         points = data.flat()
         # planted copies belong to their original, however they were changed; others are joined by their pixels
         by_pixels = group_images(points, self.group_threshold)
         group = origin[merge_groups(by_pixels, origin)]
         count = min(self.neighbors, len(np.unique(group)))
-        distances, names = nearest_groups(queries, points, group, count)
-        scale = self.alpha * np.maximum(distances.mean(1), np.finfo(np.float64).tiny)
-        return names[:, 0], distances[:, 0], distances[:, 0] / scale
+        found = []
+        for start in range(0, len(generated), PART):
+            queries = as_vectors(generated[start : start + PART])
+            distances, names = nearest_groups(queries, points, group, count)
+            scale = self.alpha * np.maximum(distances.mean(1), np.finfo(np.float64).tiny)
+            found.append((names[:, 0], distances[:, 0], distances[:, 0] / scale))
+            advance(len(queries))
+        names, nearest, ratio = (np.concatenate(column) for column in zip(*found, strict=True))
+        return names, nearest, ratio

@@ -25,6 +25,8 @@ class PrivateUpdate:
     sums are added up, and the noise comes in once.
     """
 
+    memory: nn.Module | None = None
+
     def __init__(
         self,
         plan: DPPlan,

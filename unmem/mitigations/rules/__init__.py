@@ -1,0 +1,1 @@
+"""Update rules of the training mitigations that stand on plain training."""
