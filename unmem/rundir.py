@@ -74,6 +74,12 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
         np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
 
 
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write an ``.npy`` file, whole or not at all; pickled objects are refused."""
+    with atomic(path) as partial, partial.open("wb") as out:
+        np.save(out, array, allow_pickle=False)
+
+
 def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Read these arrays of an ``.npz``, those that it has, or every one; pickled objects are refused."""
     try:

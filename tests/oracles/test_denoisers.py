@@ -504,7 +504,7 @@ def test_a_finished_model_in_a_recipe(saved: dict[str, Path], broken: Callable[[
     assert Pipeline(path=copy).fingerprint() == Pipeline(path=saved["text"]).fingerprint()
     edit(copy / "scheduler" / "scheduler_config.json", beta_end=0.5)
     assert Pipeline(path=copy).fingerprint() != Pipeline(path=saved["text"]).fingerprint()
-    assert Pipeline(path=copy).denoiser("cpu").conditioning == "text"
+    assert open_denoiser(Pipeline(path=copy).path, "cpu").conditioning == "text"
     with pytest.raises(UserError, match="nowhere: no such folder"):
         Pipeline(path=Path("nowhere")).fingerprint()
 

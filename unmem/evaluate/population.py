@@ -10,14 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from unmem.component import UserError
-from unmem.evaluate.results import Scores, Shadow, Target
+from unmem.evaluate.results import Scores, Target
 from unmem.evaluate.rows import Rows
 from unmem.evaluate.score_attack import ScoreAttack
-
-
-def scored(base: ScoreAttack, model: Target | Shadow) -> Rows:
-    """float64 [images] a group: the base's scores by one model."""
-    return model.read(base.reading).map(lambda values: base.score(values.astype(np.float64)))
 
 
 def joined(rows: Rows) -> np.ndarray:
@@ -74,8 +69,8 @@ class Population:
     @classmethod
     def of(cls, base: ScoreAttack, target: Target) -> Population:
         """Read them."""
-        rows = scored(base, target)
-        shadows = [joined(scored(base, shadow)) for shadow in target.shadows]
+        rows = base.scored(target)
+        shadows = [joined(base.scored(shadow)) for shadow in target.shadows]
         inside = [flags(shadow.inside, rows) for shadow in target.shadows]
         own = joined(rows)
         shape = len(shadows), len(own)

@@ -9,7 +9,7 @@ import numpy as np
 
 from unmem import progress
 from unmem.component import NonNegative, Positive, component
-from unmem.rundir import atomic
+from unmem.rundir import write_array
 from unmem.train.imageset import ImageSet
 from unmem.train.sampling_rule import Free
 
@@ -61,8 +61,7 @@ class RejectCopies:
                 codes.append(found[firm])
                 advance(len(images))
         index = np.unique(np.concatenate(codes), axis=0)
-        with atomic(directory / INDEX) as partial, partial.open("wb") as out:
-            np.save(out, index, allow_pickle=False)
+        write_array(directory / INDEX, index)
         return Refusal(self, index)
 
     def hashes(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

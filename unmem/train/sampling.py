@@ -23,7 +23,7 @@ from torch import Tensor
 from unmem import progress
 from unmem.component import UserError
 from unmem.rng import torch_stream
-from unmem.rundir import atomic, write_json
+from unmem.rundir import atomic, write_array, write_json
 from unmem.train.config import Sampling
 from unmem.train.diffusion import Diffusion, to_images
 from unmem.train.karras import Predict, by_levels
@@ -106,20 +106,14 @@ def sample_to_disk(
             if not file.exists():
                 images, refused = sample_by_rules(pipeline, config, parts[i], seed, accelerator.device, rules)
                 if rules:
-                    _save(directory / f"refused-{i:05d}.npy", refused)
-                _save(file, images)
+                    write_array(directory / f"refused-{i:05d}.npy", refused)
+                write_array(file, images)
             advance(len(parts[i]))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         attempts = max((rule.attempts for rule in rules), default=0)
         _join(directory, len(parts), count, attempts)
     accelerator.wait_for_everyone()
-
-
-def _save(file: Path, array: np.ndarray) -> None:
-    """One array, whole or not at all."""
-    with atomic(file) as partial, partial.open("wb") as out:
-        np.save(out, array, allow_pickle=False)
 
 
 def open_pipeline(path: Path) -> Any:
@@ -170,6 +164,9 @@ def _draw(
     shape = unet.config.in_channels, height, width
     denoise = partial(by_levels if config.scheduler in ("euler", "heun") else _by_diffusers, pipeline.scheduler)
     again = (attempt,) if attempt else ()
+    if rules:
+        diffusion = Diffusion.of(pipeline.scheduler)
+        steered = partial(_steered, diffusion.prediction, diffusion.sigmas.log().numpy(), rules)
     drawn = []
     for start in range(0, len(numbers), config.batch):
         chunk = numbers[start : start + config.batch].tolist()
@@ -180,30 +177,34 @@ def _draw(
             labels = torch.tensor([k % num_classes for k in chunk], device=device)
         predict: Predict = partial(_predict, unet, labels, config.guidance)
         if rules:
-            predict = partial(_steered, predict, Diffusion.of(pipeline.scheduler), rules)
+            predict = partial(steered, predict)
         with torch.no_grad():
             drawn.append(to_images(denoise(predict, noise.to(device), generators, config)))
     return np.concatenate(drawn)
 
 
-def _steered(predict: Predict, diffusion: Diffusion, rules: Sequence[SamplingRule], x: Tensor, t: Tensor) -> Tensor:
-    """The prediction that stands for the image which the rules make of the network's, or its own."""
+def _steered(
+    prediction: str, logs: np.ndarray, rules: Sequence[SamplingRule], predict: Predict, x: Tensor, t: Tensor
+) -> Tensor:
+    """The prediction that stands for the image which the rules make of the network's, or its own.
+
+    ``prediction`` is the network's type, ``logs`` the schedule's ln sigma [T], between which t may lie.
+    """
     predicted = predict(x, t)
-    logs = diffusion.sigmas.log().numpy()
     sigma = math.exp(np.interp(float(t), np.arange(len(logs)), logs))
     signal, noise = 1 / math.sqrt(1 + sigma**2), sigma / math.sqrt(1 + sigma**2)
-    if diffusion.prediction == "epsilon":
+    if prediction == "epsilon":
         image = (x - noise * predicted) / signal
-    elif diffusion.prediction == "v_prediction":
+    elif prediction == "v_prediction":
         image = signal * x - noise * predicted
     else:
         image = predicted
     image = wanted = image.clamp(-1, 1)
     for rule in rules:
         wanted = rule.steer(wanted, sigma)
-    if diffusion.prediction == "epsilon":
+    if prediction == "epsilon":
         other = (x - signal * wanted) / noise
-    elif diffusion.prediction == "v_prediction":
+    elif prediction == "v_prediction":
         other = (signal * x - wanted) / noise
     else:
         other = wanted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -10,8 +10,8 @@ from pydantic import Field
 from unmem.component import Confidence, UserError, component, nested
 from unmem.evaluate.attacks.loss import Loss
 from unmem.evaluate.audit import Audit
-from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.results import Attack, CanaryScores, Scores, Target
+from unmem.evaluate.score_attack import OnBase
 
 if TYPE_CHECKING:
     Membership = Attack
@@ -20,7 +20,7 @@ else:  # in a recipe: a mapping with the attack's kind and fields
 
 
 @component
-class CanaryAudit:
+class CanaryAudit(OnBase):
     """Lower bounds on epsilon from one training run (Steinke, Nasr & Jagielski 2023), and exposure.
 
     The canaries are scored by a membership attack that knows no coin. How well the scores tell the coins bounds the
@@ -40,15 +40,7 @@ class CanaryAudit:
     confidence: Confidence = 0.95
     selection: Literal["bonferroni", "split"] = "bonferroni"
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the base needs, and canaries."""
-        return self.base.needs | {"canaries"}
-
-    @property
-    def readings(self) -> tuple[Reading, ...]:
-        """What the base reads."""
-        return self.base.readings
+    further: ClassVar[frozenset[str]] = frozenset({"canaries"})
 
     def run(self, target: Target, audit: Audit, seed: int) -> CanaryScores:
         """Scores of all canaries, beside their coins.

@@ -14,7 +14,7 @@ from unmem.evaluate.attacks.secmi import SecMI
 from unmem.evaluate.attacks.sima import SimA
 from unmem.evaluate.audit import Audit
 from unmem.evaluate.matrix.reading import Reading
-from unmem.evaluate.population import flags, joined, log_errors, parted, scored
+from unmem.evaluate.population import flags, joined, log_errors, parted
 from unmem.evaluate.results import SetScores, Target
 from unmem.evaluate.rows import Rows
 from unmem.evaluate.score_attack import Base
@@ -69,8 +69,8 @@ class DatasetInference:
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        rows = scored(self.bases[0], target)
-        features = np.stack([log_errors(joined(scored(base, target))) for base in self.bases], axis=1)
+        by_base = [base.scored(target) for base in self.bases]
+        rows, features = by_base[0], np.stack([log_errors(joined(found)) for found in by_base], axis=1)
         learnt = flags(audit.is_calibration(), rows)
         members = flags(Rows(np.ones(len(rows.members)), np.empty(0)), rows)
         if len(set(members[learnt])) < 2:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from unmem.component import component
 from unmem.evaluate.attacks.loss import Loss
 from unmem.evaluate.audit import Audit
-from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.population import Population, log_errors, parted
 from unmem.evaluate.results import Scores, Target
-from unmem.evaluate.score_attack import Base
+from unmem.evaluate.score_attack import Base, OnBase
 
 MANY = 64  # shadow models from which on each image gets a variance of its own (Carlini et al. 2022, section VI-C)
 
 
 @component
-class LiRA:
+class LiRA(OnBase):
     """LiRA: each image's score against those under shadow models with and without it (Carlini et al. 2022).
 
     A normal distribution is fitted to the base's scores of an image under the shadow models that were trained on it,
@@ -40,15 +39,7 @@ class LiRA:
     mode: Literal["online", "offline"] = "online"
     variance: Literal["per_example", "global"] | None = None
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the base needs, and shadow models."""
-        return self.base.needs | {"shadows"}
-
-    @property
-    def readings(self) -> tuple[Reading, ...]:
-        """What the base reads."""
-        return self.base.readings
+    further: ClassVar[frozenset[str]] = frozenset({"shadows"})
 
     def run(self, target: Target, audit: Audit, seed: int) -> Scores:
         """Log likelihood ratios, or minus log tail probabilities.

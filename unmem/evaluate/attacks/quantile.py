@@ -10,11 +10,10 @@ from pydantic import Field
 from unmem.component import Confidence, Positive, UserError, component
 from unmem.evaluate.attacks.secmi import SecMI
 from unmem.evaluate.audit import Audit
-from unmem.evaluate.matrix.reading import Reading
-from unmem.evaluate.population import flags, joined, log_errors, parted, scored
+from unmem.evaluate.population import flags, joined, log_errors, parted
 from unmem.evaluate.results import Scores, Target
 from unmem.evaluate.rows import Rows
-from unmem.evaluate.score_attack import Base
+from unmem.evaluate.score_attack import Base, OnBase
 from unmem.rng import derive, stream
 
 SCALES = 3  # at which images are described, each half the size of the last
@@ -23,7 +22,7 @@ PENALTIES = tuple(np.logspace(-2, 5, 15).tolist())  # of the ridge regressions, 
 
 
 @component
-class Quantile:
+class Quantile(OnBase):
     """A threshold for each image: the quantile of non-members that look like it (Tang et al. 2024, arXiv 2312.05140).
 
     The base's score of an image depends on how hard the image is, member or not. A regression on the calibration half
@@ -49,23 +48,13 @@ class Quantile:
     bags: Annotated[int, Field(ge=2)] = 10
     components: Positive = 32
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the base needs."""
-        return self.base.needs
-
-    @property
-    def readings(self) -> tuple[Reading, ...]:
-        """What the base reads."""
-        return self.base.readings
-
     def run(self, target: Target, audit: Audit, seed: int) -> Scores:
         """Excess over the image's threshold, in units of its predicted spread; public images are marked as learnt from.
 
         Raises:
             UserError: when the calibration half holds too few non-members.
         """
-        rows = scored(self.base, target)
+        rows = self.base.scored(target)
         public = flags(Rows(np.empty(0), audit.is_calibration().nonmembers), rows)
         if public.sum() < FEWEST:
             raise UserError(

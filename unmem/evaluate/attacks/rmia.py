@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from unmem.component import Fraction, PositiveFloat, UserError, component
 from unmem.evaluate.attacks.loss import Loss
 from unmem.evaluate.audit import Audit
-from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.population import Population, flags, parted
 from unmem.evaluate.results import Scores, Target
 from unmem.evaluate.rows import Rows
-from unmem.evaluate.score_attack import Base
+from unmem.evaluate.score_attack import Base, OnBase
 
 
 @component
-class RMIA:
+class RMIA(OnBase):
     """RMIA: is an image likelier under the model, against its shadows, than other images are? (Zarifzadeh et al. 2024).
 
     arXiv 2312.03262, section 3: the score is the share of population images z with
@@ -46,15 +45,7 @@ class RMIA:
     gamma: PositiveFloat = 1.0
     a: Fraction = 0.3
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the base needs, and shadow models."""
-        return self.base.needs | {"shadows"}
-
-    @property
-    def readings(self) -> tuple[Reading, ...]:
-        """What the base reads."""
-        return self.base.readings
+    further: ClassVar[frozenset[str]] = frozenset({"shadows"})
 
     def run(self, target: Target, audit: Audit, seed: int) -> Scores:
         """Shares of the population, 0 to 1.

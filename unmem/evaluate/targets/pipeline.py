@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from unmem.component import component
 from unmem.rundir import read_json
 from unmem.train.datasets._files import LocalPath, contents
-
-if TYPE_CHECKING:
-    import torch
-
-    from unmem.evaluate.matrix.denoiser import Denoiser
 
 
 @component
@@ -58,13 +51,3 @@ class Pipeline:
             UserError: when there is no such folder.
         """
         return contents(self.path)
-
-    def denoiser(self, device: torch.device | str) -> Denoiser:
-        """The network, as attacks ask it.
-
-        Raises:
-            UserError: when it cannot be opened, or is of a kind that is not supported.
-        """
-        from unmem.evaluate.denoisers.opening import open_denoiser
-
-        return open_denoiser(self.path, device)

@@ -18,7 +18,7 @@ from unmem.mitigations.dedup import embedding
 from unmem.mitigations.dedup.engine import Engine
 from unmem.mitigations.dedup.signatures import Signing
 from unmem.mitigations.dedup.sources import Shard, read
-from unmem.rundir import atomic, digest
+from unmem.rundir import atomic, digest, write_array
 from unmem.train.decode import open_rgb
 from unmem.train.imageset import Rejected
 
@@ -53,8 +53,7 @@ def embed(task: EmbedTask) -> None:
     """Write float32 [rows, d], of length 1 each, for one shard."""
     wanted = set(pq.read_table(task.table, columns=["id"])["id"].to_pylist())
     vectors = embedding.embed(_images(task, wanted), _model(task.model))
-    with atomic(task.path) as partial, partial.open("wb") as out:
-        np.save(out, vectors)
+    write_array(task.path, vectors)
 
 
 def gather(tasks: Sequence[EmbedTask], path: Path, engine: Engine) -> npt.NDArray[np.float32]:

@@ -19,7 +19,7 @@ from unmem.mitigations.dedup.outcome import Choice
 from unmem.mitigations.dedup.search import Method, search
 from unmem.mitigations.dedup.signatures import Signing, SignTask, is_whole, rejected_in, sign
 from unmem.mitigations.dedup.sources import Shard, plan
-from unmem.rundir import atomic, first_difference, read_json, write_json
+from unmem.rundir import first_difference, read_json, write_array, write_json
 from unmem.train.imageset import Rejected
 
 OPTIONS = {  # what a user calls the fields of Signing that have another name there
@@ -112,8 +112,7 @@ class Work:
 
     def array(self, name: str, values: npt.NDArray[Any]) -> None:
         """Leave an array where tasks find it."""
-        with atomic(self.arrays / name) as partial, partial.open("wb") as out:
-            np.save(out, values)
+        write_array(self.arrays / name, values)
 
     def recorded(self, name: str, setting: str) -> Any:
         """A setting of a search that was begun here; None where there is none."""
