@@ -1,15 +1,15 @@
 """How long the extraction attack takes beside the bare matrix products that it needs.
 
     python benchmarks/extraction_filter.py           65,536 samples, 50,000 members, 50,000 held-out images: minutes
-    python benchmarks/extraction_filter.py --quick   2,304 of the samples: under a minute
+    python benchmarks/extraction_filter.py --quick   8,192 of the samples: under a minute
 
 The attack is ``generate_and_filter`` as a recipe runs it, over members and over held-out images of 32 x 32 x 3: copies
 joined into groups, the 50 nearest groups of each sample, the ratio. The bare products are those of samples by members
-and samples by held-out images, float32, in top_k's tiles, by oneDNN and by ``torch.mm``; the faster one counts.
-Grouping could be had by a product of images by images; the attack gets it with less, and ``over_all_products`` has that
-product on the other side too. With ``--quick`` the time of each further sample is taken from two runs of the attack, on
-256 and on 2,304 samples, and scaled to 65,536; grouping is done in full in both. ``cpu_`` figures are of all threads'
-processor time, which other programs disturb less than the clock's. The last line is a JSON object.
+and samples by held-out images, float32, in top_k's tiles, by oneDNN and by ``torch.mm``; the faster one counts. The
+attack itself multiplies pixels as bytes, and ``over_byte_products`` is beside those products alone. Grouping could be
+had by a product of images by images; the attack gets it with less, and ``over_all_products`` has that product on the
+other side too. With ``--quick`` all that the attack does but group is scaled to 65,536 samples. ``cpu_`` figures are of
+all threads' processor time, which other programs disturb less than the clock's. The last line is a JSON object.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from top_k import multiply, multiply_onednn
+from top_k import COLUMNS, ROWS, multiply, multiply_onednn
 
 from unmem.evaluate.attacks.generate_and_filter import GenerateAndFilter
 from unmem.evaluate.audit import Audit, Split, draw
@@ -34,7 +34,6 @@ from unmem.rng import stream
 from unmem.train.imageset import ImageSet, as_vectors
 
 SAMPLES, IMAGES, SIDE = 65_536, 50_000, 32
-FEW = 256  # samples of the attack from which on the time of each further one is taken
 Times = tuple[float, float]  # by the clock, and of the processors
 
 
@@ -43,7 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer samples: under a minute")
     quick = parser.parse_args().quick
 
-    samples = FEW + 2_048 if quick else SAMPLES
+    samples = 8_192 if quick else SAMPLES
     source = ImageSet.of(images(2 * IMAGES, 0), [str(i) for i in range(2 * IMAGES)])
     audit = draw(source, Split(members=IMAGES, nonmembers=IMAGES), seed=0)
     generated = images(samples, 1)
@@ -52,8 +51,7 @@ def main() -> None:
     attack(generated[:32], small)  # what starts up once is not timed
 
     spent: dict[str, Times] = {}
-    matches, spent["attack, few"] = timed(attack, generated[:FEW], audit)
-    check(matches, generated[:4], audit)
+    check(attack(generated[:4], audit), generated[:4], audit)
     before = resident("VmRSS", forget=True)
     _, spent["attack"] = timed(attack, generated, audit)
     memory = resident("VmHWM") - before
@@ -62,12 +60,22 @@ def main() -> None:
     _, spent["torch.mm"] = timed(multiply, queries, points)
     if torch.backends.mkldnn.is_available():
         _, spent["oneDNN"] = timed(multiply_onednn, queries, points)
+        _, spent["bytes"] = timed(multiply_bytes, generated, audit.member_images.images())
     print(json.dumps(summary(spent, samples) | {"mebibytes_beyond_inputs": round(memory), "load": os.getloadavg()[0]}))
 
 
 def attack(generated: np.ndarray, audit: Audit) -> Matches:
     """Extraction by the rule's default settings, from these samples."""
     return GenerateAndFilter(samples=len(generated)).run(Folder(generated), audit, 0)
+
+
+def multiply_bytes(generated: np.ndarray, images: np.ndarray) -> None:
+    """The products of pixels, uint8 [., h, w, c], as the search takes them."""
+    flat = (torch.from_numpy(each).flatten(1) for each in (generated, images))
+    queries, points = (each.bitwise_xor(128).view(torch.int8) for each in flat)
+    for rows in torch.split(queries, ROWS):
+        for columns in torch.split(points, COLUMNS):
+            torch._int_mm(rows, columns.T)
 
 
 class Folder:
@@ -129,15 +137,18 @@ def summary(spent: dict[str, Times], samples: int) -> dict[str, Any]:
         print(f"{name:12}{wall:10.2f}{cpu:12.2f}")
     for column, prefix in ((0, ""), (1, "cpu_")):
         each = {name: times[column] for name, times in spent.items()}
-        further = (each["attack"] - each["attack, few"]) / (samples - FEW)
-        whole = each["attack"] + further * (SAMPLES - samples)
-        products = {name: 2 * each[name] * SAMPLES / samples for name in ("torch.mm", "oneDNN") if name in each}
+        grouping = 2 * each["grouping"]
+        whole = grouping + (each["attack"] - grouping) * SAMPLES / samples
+        names = ("torch.mm", "oneDNN", "bytes")
+        products = {name: 2 * each[name] * SAMPLES / samples for name in names if name in each}
+        of_bytes = products.pop("bytes", None)
         fastest = min(products.values())
         found |= {
             f"{prefix}time_over_matmul": whole / fastest,
             f"{prefix}over_torch_mm": whole / products["torch.mm"],
+            **({} if of_bytes is None else {f"{prefix}over_byte_products": whole / of_bytes}),
             f"{prefix}over_all_products": whole / (fastest * (1 + IMAGES / SAMPLES)),
-            f"{prefix}grouping_over_matmul": 2 * each["grouping"] / fastest,
+            f"{prefix}grouping_over_matmul": grouping / fastest,
         }
     settings = {"samples": samples, "images": IMAGES, "threads": torch.get_num_threads()}
     return {name: round(value, 3) for name, value in found.items()} | settings

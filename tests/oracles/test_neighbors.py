@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmem import neighbors
+from unmem import neighbors, whole_numbers
 from unmem.neighbors import Near, Neighbors, top_k, within
 
 TIGHT = 2**19  # bytes: several tiles of queries and of points even for small data
@@ -84,8 +84,28 @@ def test_types(random: np.random.Generator, of_queries: str, of_points: str) -> 
 def test_types_mean_the_same_numbers(random: np.random.Generator) -> None:
     images = random.integers(0, 256, (200, 192), np.uint8)
     for found in (top_k(images[:9].astype(dtype), images, 12) for dtype in ("float16", "float32")):
-        for got, want in zip(found, top_k(images[:9], images, 12), strict=True):
-            np.testing.assert_array_equal(got, want)
+        want = top_k(images[:9], images, 12)
+        np.testing.assert_array_equal(found.indices, want.indices)
+        np.testing.assert_allclose(found.distances, want.distances, rtol=1.2e-7)  # a float's last bit
+
+
+@pytest.mark.parametrize("memory", [TIGHT, 2**30])
+@pytest.mark.parametrize(("q", "n", "d", "k"), [(1, 1, 1, 1), (9, 70, 700, 70), (50, 3333, 17, 5), (70, 2500, 192, 50)])
+def test_bytes(random: np.random.Generator, q: int, n: int, d: int, k: int, memory: int) -> None:
+    queries, points = random.integers(0, 256, (q, d), np.uint8), random.integers(0, 256, (n, d), np.uint8)
+    points[: n // 2] //= 100  # near ties in plenty
+    found = top_k(queries, points, k, memory=memory)
+    check(found, queries, points, k)
+    ties = np.diff(found.distances, axis=1) == 0
+    assert (np.diff(found.indices, axis=1)[ties] > 0).all()
+
+
+@pytest.mark.parametrize("d", [whole_numbers.WIDEST - 1, whole_numbers.WIDEST, whole_numbers.WIDEST + 1])
+def test_bytes_as_far_apart_as_can_be(d: int) -> None:
+    points = np.repeat(np.array([[0], [255], [128]], np.uint8), d, axis=1)
+    found = top_k(points, points, 3)
+    np.testing.assert_array_equal(found.indices, [[0, 2, 1], [1, 2, 0], [2, 1, 0]])
+    np.testing.assert_allclose(found.distances[0], np.sqrt(d) * np.array([0, 128, 255]), rtol=1e-7)
 
 
 @pytest.mark.parametrize(("offset", "spread"), [(200, 1e-3), (1e4, 0.1), (-1e7, 10), (3e14, 1e9)])

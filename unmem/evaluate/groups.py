@@ -59,14 +59,14 @@ def nearest_groups(
     """The ``count`` nearest groups of each query.
 
     Args:
-        queries: float32 [q, d].
-        points: float32 [n, d].
+        queries: uint8 [q, d], pixels; of other types they are searched for, too, but not as fast.
+        points: uint8 [n, d], likewise.
         group: int64 [n], each point's group.
         count: groups wanted; at most the number of groups.
 
     Returns:
-        float64 [q, count] distances (L2 over sqrt(d)) to each group's nearest point, ascending, and the groups'
-        names, int64 [q, count].
+        float64 [q, count] distances (L2 over sqrt(d), in the units of the data) to each group's nearest point,
+        ascending, and the groups' names, int64 [q, count].
     """
     assert count <= len(np.unique(group))
     distances = np.empty((len(queries), count))
@@ -102,7 +102,9 @@ def _candidates(points: np.ndarray, limit: float) -> Iterator[tuple[np.ndarray, 
     n = len(points)
     sample = points[:: -(-n // SAMPLE)]
     centre = sample.mean(0, dtype=np.float64)
-    basis = np.linalg.svd(sample - centre, full_matrices=False)[2][:DIRECTIONS].T
+    apart = sample - centre
+    main = np.linalg.eigh(apart @ apart.T)[1][:, : -DIRECTIONS - 1 : -1]
+    basis = np.linalg.qr(apart.T @ main)[0]
     along = np.empty((n, basis.shape[1]), np.float32)
     for start in range(0, n, ROWS):
         along[start : start + ROWS] = (points[start : start + ROWS] - centre) @ basis

@@ -13,7 +13,7 @@ from unmem.evaluate.audit import Audit
 from unmem.evaluate.groups import group_images, merge_groups, nearest_groups
 from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.results import Matches, Target
-from unmem.train.imageset import ImageSet, as_vectors
+from unmem.train.imageset import ImageSet
 
 PART = 16_384  # generated images that are searched for at once: as numbers they take four times their memory
 
@@ -60,15 +60,16 @@ class GenerateAndFilter:
         self, generated: np.ndarray, data: ImageSet, origin: np.ndarray, advance: Callable[[int], None]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Each generated image's nearest group: its first image's ``origin``, distance and ratio."""
-        points = data.flat()
         # planted copies belong to their original, however they were changed; others are joined by their pixels
-        by_pixels = group_images(points, self.group_threshold)
+        by_pixels = group_images(data.flat(), self.group_threshold)
+        points = data.images().reshape(len(data), -1)
         group = origin[merge_groups(by_pixels, origin)]
         count = min(self.neighbors, len(np.unique(group)))
         found = []
         for start in range(0, len(generated), PART):
-            queries = as_vectors(generated[start : start + PART])
+            queries = generated[start : start + PART].reshape(-1, points.shape[1])
             distances, names = nearest_groups(queries, points, group, count)
+            distances /= 255
             scale = self.alpha * np.maximum(distances.mean(1), np.finfo(np.float64).tiny)
             found.append((names[:, 0], distances[:, 0], distances[:, 0] / scale))
             advance(len(queries))

@@ -11,7 +11,7 @@ from unmem.evaluate.audit import Audit
 from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.results import Distances, Target
 from unmem.neighbors import top_k
-from unmem.train.imageset import ImageSet, as_vectors
+from unmem.train.imageset import ImageSet
 
 
 @component
@@ -32,8 +32,7 @@ class NearestDistance:
 
     def run(self, target: Target, audit: Audit, seed: int) -> Distances:
         """Both distances of each sample."""
-        generated = target.samples(self.samples)
-        queries = as_vectors(generated)
+        queries = target.samples(self.samples)
         size = np.arange(min(len(audit.members), len(audit.nonmembers)))
         return Distances(
             _nearest(queries, audit.member_images.take(size)), _nearest(queries, audit.nonmember_images.take(size))
@@ -42,5 +41,6 @@ class NearestDistance:
 
 def _nearest(queries: np.ndarray, data: ImageSet) -> np.ndarray:
     """float64 [q]: L2 over the root of the number of values."""
-    points = data.flat()
-    return np.asarray(top_k(queries, points, 1).distances[:, 0] / np.sqrt(points.shape[1]), dtype=np.float64)
+    points = data.images().reshape(len(data), -1)
+    distances = top_k(queries.reshape(len(queries), -1), points, 1).distances[:, 0].astype(np.float64)
+    return np.asarray(distances / (255 * np.sqrt(points.shape[1])))
