@@ -181,8 +181,8 @@ def make(study: Study, number: int) -> float:
     from diffusers import DDPMPipeline
 
     from unmem.evaluate.denoisers.pixels import Pixels
-    from unmem.evaluate.denoisers.quiet import quiet
     from unmem.evaluate.matrix.compute import compute
+    from unmem.train.quiet import quiet
     from unmem.train.trainer import make_accelerator, train
     from unmem.train.update import Plain
 

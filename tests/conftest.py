@@ -48,6 +48,7 @@ class Generator:
     access = frozenset({"samples"})
     shadows = ()
     prompts = ()
+    drawn = Path()
 
     def __init__(self, images: np.ndarray) -> None:
         self._images = images
@@ -76,6 +77,7 @@ class Asked:
         seed: int = 0,
     ) -> None:
         self.shadows, self.inside, self._generated = shadows, inside, generated
+        self.drawn = Path()
         self._denoiser, self._audit, self._batch, self._seed = denoiser, audit, batch, seed
         self._known: dict[str, Rows] = {}
 

@@ -46,14 +46,15 @@ def vae(channels: int = 1, **config: Any) -> Any:
 def text_unet(width: int, channels: tuple[int, int] = (8, 16), **config: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
-    blocks = {
+    usual = {
         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
         "layers_per_block": 1,
+        "sample_size": 4,
     }
     return UNet2DConditionModel(
-        sample_size=4, block_out_channels=channels, norm_num_groups=4, cross_attention_dim=width, attention_head_dim=4,
-        **{**blocks, **config},
+        block_out_channels=channels, norm_num_groups=4, cross_attention_dim=width, attention_head_dim=4,
+        **{**usual, **config},
     )  # fmt: skip
 
 

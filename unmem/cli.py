@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from unmem import __version__, cli_audit, cli_dedup, progress
+from unmem import __version__, cli_audit, cli_dedup, cli_sweep, progress
 from unmem.component import ConfigError, Kind, UserError, dump, find, kinds, suggest
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -31,6 +31,7 @@ def app() -> None:
     unmem run mine.yaml               run it; the same command again resumes
     unmem ls mitigations              what there is; unmem show NAME tells a component's fields
     unmem dedup pictures --out dups   the duplicates in your own data, without any training
+    unmem sweep mine.yaml --grid train.images=100000,200000     many runs: a recipe over a grid of settings
     unmem audit --help                what a finished model gives away of the data that it was trained on
 
     Exit codes: 0 done, 1 a check failed, 2 bad input.
@@ -42,6 +43,7 @@ app.add_command(cli_audit.check)
 app.add_command(cli_audit.risk)
 app.add_command(cli_dedup.dedup)
 app.add_command(cli_dedup.lookup)
+app.add_command(cli_sweep.sweep)
 
 
 @app.command()
@@ -173,11 +175,26 @@ def run(
 @click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--redact", is_flag=True, help="Leave out every training image and file name, so that it may be shared.")
 def report(run_dir: Path, redact: bool) -> None:
-    """Render report.html and report.md of RUN_DIR again, from JSON alone."""
+    """Render report.html and report.md of RUN_DIR again, from JSON alone; of a sweep sweep.html and sweep.md."""
+    from unmem.recipes import sweep_report
     from unmem.recipes.report import render
 
-    for file in render(run_dir, redact=redact):
+    is_sweep = (run_dir / "sweep.json").exists()
+    if is_sweep and redact:
+        raise UserError(f"{run_dir}: a sweep's pages show no training image; --redact is for its cells")
+    for file in sweep_report.render(run_dir) if is_sweep else render(run_dir, redact=redact):
         click.echo(file)
+
+
+@app.command()
+@click.argument("run_dir", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--arm", metavar="NAME", help="Whose model; where a run has one arm alone, that.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="[RUN_DIR/arms/NAME/MODEL_CARD.md]")
+def card(run_dir: Path, arm: str | None, out: Path | None) -> None:
+    """Write a model card for Hugging Face: what is proven, what was measured, and what neither covers."""
+    from unmem.recipes import model_card
+
+    click.echo(model_card.write(run_dir, arm, out))
 
 
 @app.command()
@@ -196,14 +213,15 @@ def compare(run_dirs: tuple[Path, ...], as_json: bool) -> None:
 @click.argument("run_dir", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("name")
 @click.option("--part", default="all")
-def arm(run_dir: Path, name: str, part: str) -> None:
+@click.option("--cell", default="")
+def arm(run_dir: Path, name: str, part: str, cell: str) -> None:
     """A part of one arm of a prepared run, as a child process of ``unmem run``."""
     from unmem.recipes.fleet import Job
     from unmem.recipes.runner import run_job
 
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     progress.use(progress.Lines())
-    run_job(Job(run_dir, name, part))
+    run_job(Job(run_dir, name, part, cell))
 
 
 def main() -> None:

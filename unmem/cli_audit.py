@@ -37,11 +37,15 @@ def conclude(root: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--model", required=True, type=PLACE, help="A folder that DiffusionPipeline.save_pretrained wrote.")
+@click.option("--model", type=PLACE, help="A folder that DiffusionPipeline.save_pretrained wrote.")
+@click.option("--generated", type=PLACE, help="Instead: images that a model generated, in a folder or an array.")
+@click.option("--manifest", type=PLACE, help="What these were asked for: .csv or .jsonl with file_name and prompt.")
 @click.option("--members", required=True, type=PLACE, metavar="DATA", help="What it was trained on, or a part of it.")
 @click.option("--nonmembers", required=True, type=PLACE, metavar="DATA", help="Like images, not trained on.")
 @click.option("--attacks", metavar="KIND,...", help="Kinds of attacks. [loss,sima,pia,pian,secmi,blind and what suits]")
 @click.option("--samples", type=click.IntRange(1), help="Draw so many images, for the attacks that look at these.")
+@click.option("--prompts", metavar="N|FILE", help="Ask a model for N members' captions, and N held-out; or a list.")
+@click.option("--each", type=click.IntRange(1), help="Samples a prompt. [50]")
 @click.option("--per-image", is_flag=True, help="Write risk.json and risk.csv, too: the members, most exposed first.")
 @click.option("--size", type=click.IntRange(1), help="Side in pixels to which images are brought. [the model's]")
 @click.option("--captions", metavar="NAME", help="Column or key of the captions. [the usual ones]")
@@ -51,7 +55,7 @@ def conclude(root: Path, as_json: bool) -> None:
 @click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help="Change a field: attacks.loss.draws=16.")
 @click.option("--json", "as_json", is_flag=True, help="Print comparison.json at the end, and nothing else.")
 def audit(
-    model: Path,
+    model: Path | None,
     members: Path,
     nonmembers: Path,
     attacks: str | None,
@@ -70,6 +74,9 @@ def audit(
     unmem audit --model pipeline --members train --nonmembers held_out --per-image
     unmem audit --model pipeline --members set.npz --nonmembers set.npz --samples 10000 \\
         --set data.members.split=train --set data.nonmembers.split=test
+    unmem audit --model stable_diffusion --members train --nonmembers held_out --prompts 100 --each 50 \\
+        --set sampling.guidance=7.5 --set prompts.stop.rate=0.2
+    unmem audit --generated images --manifest prompts.csv --members train --nonmembers held_out
     """  # noqa: D301 (click wants the control character)
     from unmem.recipes.auditing import audit_recipe
     from unmem.recipes.runner import run

@@ -13,6 +13,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast, get_args
@@ -90,7 +91,8 @@ class Kind:
         return loaded
 
 
-def kinds(package: str) -> dict[str, Kind]:
+@cache
+def kinds(package: str) -> Mapping[str, Kind]:
     """Every component of a package, by name; nothing is imported, so that listing stays fast."""
     spec = find_spec(package)
     assert spec is not None, f"{package} does not exist"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -11,16 +13,19 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from tests import pipelines
 from tests.conftest import Asked
 from unmem.component import Kind, UserError, build, dump, kinds
 from unmem.evaluate.audit import Audit, Planted, Split, draw
 from unmem.evaluate.canaries import Canaries
-from unmem.evaluate.results import CanaryScores, Distances, Matches, Scores, SetScores
+from unmem.evaluate.results import CanaryScores, Distances, Matches, Scores, SetScores, Similarities
 from unmem.evaluate.shadows import Shadows, inside
 from unmem.recipes.recipe import ROOMS, load, shipped
 from unmem.rng import stream
+from unmem.train.config import Sampling
 from unmem.train.diffusion import Diffusion, make_scheduler, to_model
 from unmem.train.imageset import ImageSet
 
@@ -34,6 +39,7 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "huggingface": {"path": "somewhere"},
     "unet": {"channels": [8, 16]},
     "pretrained": {"init_from": "somewhere", "public_data": "digits"},
+    "stable_diffusion": {"init_from": "somewhere", "public_data": "captioned images"},
     "embedding_duplicates": {"model": "tests.oracles.test_duplicates:mean_colour"},
     "dp_sgd": {"epsilon": 8.0, "delta": 1e-5},
     "generate_and_filter": {"samples": 40},
@@ -42,6 +48,10 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "classifier": {"samples": 40, "steps": 60},
     "pipeline": {"path": "somewhere"},
     "generated": {"path": "somewhere"},
+    "copy_score": {"samples": 40},
+    "torchscript": {"path": "somewhere.pt"},
+    "surrogate_guided": {"samples": 40, "clusters": 3, "cohesion": 0.0, "images": 320, "batch": 32, "width": 8},
+    "initial_noise": {"target": 0.1},
 }
 ACCESS = {"samples", "prompts", "predictions", "gradients", "shadows", "canaries", "captions"}
 
@@ -113,6 +123,21 @@ def test_a_sampling_mitigation_judges_each_image_by_itself(kind: Kind, audit: Au
     np.testing.assert_array_equal(again.accept(images), accepted)
 
 
+@pytest.mark.parametrize(
+    "kind", [k for k in IN_ROOM["mitigations"] if hasattr(k.load(), "prompt_rule")], ids=lambda k: k.name
+)
+def test_a_mitigation_of_prompts_depends_on_the_prompt_and_its_generator_alone(
+    kind: Kind, audit: Audit, tmp_path: Path
+) -> None:
+    mitigation = example("mitigations", kind)
+    assert mitigation.protects == "samples"
+    rules = [mitigation.prompt_rule(audit.training, tmp_path) for _ in range(2)]
+    texts = [[rule.rewrite("a sea, at night", stream(0, "rewrite", k)) for k in range(20)] for rule in rules]
+    assert texts[0] == texts[1]
+    assert rules[0].starts or len(set(texts[0])) > 10
+    assert list(tmp_path.iterdir()) == []
+
+
 class Untrained:
     """A denoiser that has never seen any image of the audit: one random convolution, and a caption's length."""
 
@@ -162,17 +187,35 @@ def noise_images(count: int) -> np.ndarray:
     return stream(1, "samples").integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
 
 
+def drawn_from(target: Asked, attack: Any, directory: Path) -> Asked:
+    """The target, with what the attack draws by itself from a pipeline that never saw any image."""
+    make = pipelines.stable_diffusion if "prompts" in attack.needs else pipelines.pixels
+    samples = directory / "samples"
+    samples.mkdir(parents=True)
+    prompts = target.prompts
+    np.save(samples / "images.npy", target.samples(len(prompts)))
+    (samples / "prompts.json").write_text(json.dumps(prompts))
+    attack.draw(
+        make(directory / "pipeline"), samples, Sampling(steps=2), directory / "drawn", seed=3, accelerator=Accelerator()
+    )
+    found = copy.copy(target)
+    found.drawn = directory / "drawn"
+    return found
+
+
 @pytest.mark.parametrize("kind", IN_ROOM["attacks"], ids=lambda k: k.name)
 def test_an_attack_repeats_itself_and_finds_nothing_where_there_is_nothing(
-    kind: Kind, captioned: Audit, stranger: Asked
+    kind: Kind, captioned: Audit, stranger: Asked, tmp_path: Path
 ) -> None:
     from unmem.evaluate.analysis import Compare, analyse
 
     attack = example("attacks", kind)
     assert attack.needs <= ACCESS
-    assert bool(attack.readings) == bool(attack.needs & {"predictions", "gradients"})
+    draws = hasattr(attack, "draw")
+    assert bool(attack.readings) == (bool(attack.needs & {"predictions", "gradients"}) and not draws)
     assert all(reading.probe.access in attack.needs and reading.probe.queries > 0 for reading in attack.readings)
-    result, again = attack.run(stranger, captioned, 3), attack.run(stranger, captioned, 3)
+    targets = [drawn_from(stranger, attack, tmp_path / name) if draws else stranger for name in ("one", "other")]
+    result, again = (attack.run(target, captioned, 3) for target in targets)
     for name, array in vars(result).items():
         np.testing.assert_array_equal(array, getattr(again, name))
         assert np.isfinite(array).all(), name
@@ -195,6 +238,9 @@ def test_an_attack_repeats_itself_and_finds_nothing_where_there_is_nothing(
         assert found["extracted"]["value"] == 0
     if isinstance(result, Distances):
         assert found["nearer_to_training"]["low"] <= 0.5 <= found["nearer_to_training"]["high"]
+    if isinstance(result, Similarities):
+        assert found["copied"]["low"] <= found["copied_held_out"]["high"]
+        assert found["copied_held_out"]["low"] <= found["copied"]["high"]
     if isinstance(result, CanaryScores):
         assert found["epsilon"]["value"] < 1
 

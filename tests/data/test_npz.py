@@ -192,3 +192,16 @@ def test_fingerprint_follows_the_file(digits: Path) -> None:
     assert Npz(path=moved, split="test").fingerprint() == first
     os.utime(moved, ns=(1, 1))
     assert Npz(path=moved).fingerprint() != first
+
+
+def test_size(tmp_path: Path) -> None:
+    """Each pixel is the mean over its area, captions stay; more pixels than there are are refused."""
+    images = RNG.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "icons.npz", x=images, name=np.array(list("abcdef")))
+    found = load(tmp_path / "icons.npz", size=4)
+    mean = images.reshape(6, 4, 2, 4, 2, 3).mean((2, 4))
+    assert np.abs(found.images() - mean).max() <= 0.5
+    assert found.captions == tuple("abcdef")
+    assert "size: 9" in refused(tmp_path / "icons.npz", size=9)
+    np.savez(tmp_path / "wide.npz", x=COLOUR)
+    assert "these are 5x4" in refused(tmp_path / "wide.npz", size=4)

@@ -15,6 +15,7 @@ from unmem.train.config import Train
 from unmem.train.diffusion import Diffusion, make_scheduler, to_model
 from unmem.train.draw import Draw, made_up
 from unmem.train.imageset import ImageSet
+from unmem.train.inputs import Pixels
 from unmem.train.noise_levels import NoiseLevels
 
 ALONE = SimpleNamespace(device=torch.device("cpu"), autocast=nullcontext)
@@ -37,7 +38,7 @@ def draw(data: ImageSet, size: int, multiplicity: int, **settings: Any) -> Draw:
     config = Train(images=1, **settings)
     rule: Any = SimpleNamespace(seed=4, multiplicity=multiplicity)
     positions = np.arange(size) % len(data)
-    return Draw(data, positions, config, NoiseLevels.of(config, DIFFUSION), 10, rule, step=3)
+    return Draw(data, positions, config, NoiseLevels.of(config, DIFFUSION), Pixels(10, "cpu"), rule, step=3)
 
 
 @pytest.mark.parametrize("multiplicity", [1, 3])

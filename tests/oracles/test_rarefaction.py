@@ -136,7 +136,7 @@ def test_smoothing_by_hand() -> None:
     """Nine samples match: four images once, one five times; t = 9, two trials at 2/11."""
     once, twice = 1 - (9 / 11) ** 2, (2 / 11) ** 2
     assert extrapolated(np.array([1, 1, 1, 1, 5, 0]), 10) == pytest.approx(5 + 9 * once * 4)
-    assert extrapolated(np.array([1, 2, 2, 4]), 10) == pytest.approx(4 + 9 * once * 1 - 81 * twice * 2)
+    assert extrapolated(np.array([1, 1, 1, 2, 4]), 10) == pytest.approx(5 + 9 * once * 3 - 81 * twice * 1)
     assert extrapolated(np.zeros(5, np.int64), 10) == 0
 
 
@@ -155,3 +155,8 @@ def test_the_report_has_the_curve_of_members_and_of_held_out_images(audit: Audit
         assert further["low"] <= further["value"] <= further["high"]
         assert further["n"]["found"] <= further["n"]["successes"] <= further["n"]["trials"]
         assert further["note"] == "extrapolated to 5000 samples"
+
+
+def test_more_samples_find_no_fewer_images() -> None:
+    hits = np.array([1, 2, 2, 3, 4, 35, 36, 41, 50])  # more are matched twice than once
+    assert extrapolated(hits, 10) == len(hits)

@@ -32,8 +32,8 @@ from unmem.recipes.given import Given
 from unmem.recipes.recipe import check as read_recipe
 from unmem.recipes.risk import Exposure
 from unmem.recipes.runner import prepare, run_job
+from unmem.train.fine_tuning import SHIPPED
 from unmem.train.imageset import ImageSet, Rejected
-from unmem.train.models.pretrained import SHIPPED
 
 MODEL = SHIPPED / "digits8"
 FAST = ("--set", "sampling.steps=2", "--set", "attacks.loss.draws=1")

@@ -44,6 +44,39 @@ def test_after_a_failure_nothing_more_is_begun() -> None:
     assert len(begun) == 1
 
 
+def test_where_failures_are_collected_the_others_go_on() -> None:
+    failures: fleet.Failures = {}
+    begun = []
+
+    def start(job: Job, place: int) -> None:
+        begun.append(job)
+        if job.part in ("shadow-2", "shadow-5"):
+            raise SystemExit(1) if job.part == "shadow-2" else UserError("bad")
+
+    fleet._side_by_side(JOBS, 2, start, failures)
+    assert sorted(begun, key=lambda job: job.part) == JOBS
+    assert {job.part: type(error) for job, error in failures.items()} == {"shadow-2": SystemExit, "shadow-5": UserError}
+
+
+def test_a_cells_jobs_are_told_apart_by_its_name() -> None:
+    job = Job(Path("sweep/cells/a"), "plain", "shadow-3", "copies=8")
+    assert job.title == "copies=8/plain shadow-3"
+    assert job.command[-2:] == ["--cell", "copies=8"]
+    assert "--cell" not in JOBS[0].command
+
+
+def test_jobs_without_threads_take_the_gpus_in_turn_where_several_run_at_once() -> None:
+    seen = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+        patch.setattr(fleet, "_child", lambda _, environment: seen.add(environment["CUDA_VISIBLE_DEVICES"]) or (0, ""))
+        fleet.run(JOBS, None, None, most=2)
+        assert seen == {"2", "5"}
+        seen.clear()
+        fleet.run(JOBS, None, None)  # one after the other: each has the whole machine
+        assert seen == {"2,5"}
+
+
 def test_jobs_take_the_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[int, set[str]] = {}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import json
+import random
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,7 +13,11 @@ from typing import Any
 
 import pytest
 
-from unmem.component import UserError
+from unmem.component import UserError, kinds
+from unmem.recipes.arms_table import of_arms
+from unmem.recipes.defences import attacked, defence, own_settings
+from unmem.recipes.figures import figures
+from unmem.recipes.pareto import RULE, fronts
 from unmem.recipes.report import render, table
 from unmem.recipes.tables import counts, interval, number, plain
 from unmem.recipes.verdict import verdict
@@ -546,3 +551,280 @@ def test_numbers_of_the_json_are_not_changed_by_rendering(tmp_path, comparison):
     before = json.loads((root / "comparison.json").read_text())
     render(root, redact=True)
     assert json.loads((root / "comparison.json").read_text()) == before
+
+
+def cost(seconds: float, images: int = 96_000, **changes: Any) -> dict[str, Any]:
+    plain = {"peak_memory_mib": 812.4, "peak_gpu_memory_mib": None, "processes": 1, "resumed": False}
+    return {"images": images, "seconds": seconds, **plain, **changes}
+
+
+COVERED = ["samples", "predictions", "gradients"]
+TRAINED_WITH = {"kind": "dp_sgd", "acts_on": "training", "covers": COVERED}
+GUARD = {"kind": "reject_copies", "acts_on": "sampling", "covers": ["samples"]}
+
+
+def guarded(comparison):
+    """An arm with a guard of its samples, its own settings, and all costs; the access that attacks need."""
+    needs = {"generate_and_filter": ["samples"], "nearest_distance": ["samples"], "blind": []}
+    tally = {"samples": 2048, "drawn": 2300, "refused": 252, "black": 0}
+    more = {
+        "own": {"model": {"kind": "gan", "channels": 16, "start": "/srv/alice/weights"}, "train": {"lr": 0.002}},
+        "mitigations": [{"kind": "reject_copies"}],
+        "sampling": {"guards": ["reject_copies"], "refused": tally},
+        "defences": [GUARD],
+        "cost": {"train": cost(268.5), "samples": cost(9.5, 2048, peak_memory_mib=901.0, peak_gpu_memory_mib=77.0)},
+    }
+    comparison["arms"]["guarded"] = arm(3, 0.655, **more)
+    comparison["arms"]["baseline"]["cost"] = {"train": cost(134.25), "samples": cost(8.0, 2048)}
+    comparison["arms"]["dp"] |= {
+        "cost": {"train": cost(50.0, resumed=True), "samples": None},
+        "defences": [TRAINED_WITH],
+    }
+    for found in comparison["arms"].values():
+        for name, report in found["attacks"].items():
+            report["needs"] = needs.get(name, ["predictions"])
+    comparison["pareto"] = fronts(comparison)
+
+
+def test_table_of_arms_holds_privacy_quality_and_cost(tmp_path, comparison):
+    guarded(comparison)
+    shown = of_arms(comparison)
+    columns = {(column.group, column.title): column for column in shown.columns}
+    assert {group for group, _ in shown.groups} == {
+        "training", "generate_and_filter", "loss", "quality", "proven", "cost"
+    }  # fmt: skip
+    entries = {key: {arm: cell.inline for arm, cell in column.cells.items()} for key, column in columns.items()}
+    assert entries["cost", "training"] == {
+        "baseline": "1.00 × (134.2 s)", "dp": "50.0 s", "guarded": "2.00 × (268.5 s)"
+    }  # fmt: skip
+    assert "Resumed" in columns["cost", "training"].cells["dp"].note
+    assert entries["cost", "sampling"]["guarded"] == "9.5 (252 of 2,300 refused)"
+    assert entries["cost", "sampling"]["dp"] == "–"
+    assert entries["cost", "images seen"]["baseline"] == "96,000"
+    assert entries["cost", "memory"]["guarded"] == "901"
+    assert entries["cost", "GPU memory"] == {"baseline": "–", "dp": "–", "guarded": "77"}
+    assert ("loss", "balanced accuracy") not in columns
+    page, text = rendered(write(tmp_path, comparison))
+    for content in (page, text):
+        assert "2.00 ×" in content
+        assert "model gan; train lr 0.002; reject_copies" in content
+        assert "gan channels 16 start /srv/alice/weights; " in content
+    for content in rendered(tmp_path, redact=True):
+        assert "gan channels 16; " in content
+        assert "alice" not in content
+
+
+def test_prompted_extraction_has_its_headlines(comparison):
+    report = comparison["arms"]["baseline"]["attacks"]["generate_and_filter"]
+    report["estimates"] = {
+        name: estimate(0.9, 0.8, 0.95, successes=9, trials=10)
+        for name in ("recall", "precision", "false_positives", "extracted", "flagged")
+    }
+    titles = [column.title for column in of_arms(comparison).columns if column.group == "generate_and_filter"]
+    assert titles == ["prompts flagged", "extracted", "planted", "false positives", "precision", "recall"]
+
+
+def test_of_many_attacks_the_table_of_arms_holds_the_strongest(comparison):
+    for found in comparison["arms"].values():
+        found["attacks"] |= {"pia": membership("pia", 0.7), "sima": membership("sima", 0.6)}
+    (column,) = [column for column in of_arms(comparison).columns if column.group == "membership"]
+    assert column.cells["dp"].text == "0.700"
+    assert "The largest of 3 attacks: pia" in column.cells["dp"].note
+
+
+def test_page_says_what_each_defence_covers_and_how_it_was_attacked(tmp_path, comparison):
+    guarded(comparison)
+    page, text = rendered(write(tmp_path, comparison))
+    assert "adaptive: past it, the network itself is asked by loss, canary_audit" in page
+    assert "| guarded | reject_copies | sampling | samples | seen through it: generate_and_filter" in text
+    assert "| dp | dp_sgd | training | samples, predictions, gradients |" in text
+    assert page.count(">open<") == 2
+    assert page.count(">covered<") == 4
+
+
+@pytest.mark.parametrize(
+    ("acts_on", "needs", "shadows", "expected"),
+    [
+        ("sampling", {"a": ["samples"]}, 0, "seen through it: a; not adaptive: no attack goes around it"),
+        ("sampling", {"a": ["gradients", "shadows"]}, 8, "adaptive: past it, the network itself is asked by a"),
+        ("training", {"a": ["predictions"]}, 0, "every attack is on the model that was trained with it; not adaptive"),
+        ("data", {"a": ["predictions", "shadows"]}, 8, "adaptive: 8 shadow models trained with it teach a"),
+        ("data", {"blind": []}, 0, "not attacked; not adaptive"),
+        ("data", {f"a{i}": ["shadows"] for i in range(9)}, 8, "teach 9 attacks (a0, a1, …)"),
+    ],
+)
+def test_how_a_defence_was_attacked(acts_on, needs, shadows, expected):
+    arm = {"attacks": {name: {"needs": wanted} for name, wanted in needs.items()}}
+    assert expected in attacked(acts_on, arm, shadows)
+
+
+def test_what_a_mitigation_acts_on():
+    from unmem.mitigations.dp_sgd import DPSGD
+    from unmem.mitigations.early_stopping import EarlyStopping
+    from unmem.mitigations.exact_duplicates import ExactDuplicates
+    from unmem.mitigations.reject_copies import RejectCopies
+
+    assert defence(RejectCopies(), "reject_copies") == GUARD
+    assert defence(DPSGD(epsilon=1.0, delta=1e-5), "dp_sgd") == TRAINED_WITH
+    assert defence(EarlyStopping(), "early_stopping")["acts_on"] == "training"
+    assert defence(ExactDuplicates(), "exact_duplicates") == {
+        "kind": "exact_duplicates", "acts_on": "data", "covers": COVERED
+    }  # fmt: skip
+
+
+def test_an_arms_own_settings_are_those_that_differ():
+    recipe = {"model": {"kind": "unet", "layers": 1, "channels": [8]}, "train": {"lr": 1e-3, "batch": 8, "ema": 0.9}}
+    same = {"model": dict(recipe["model"]), "train": dict(recipe["train"]), "mitigations": []}
+    assert own_settings([], recipe) == own_settings(same, recipe) == own_settings(None, recipe) == {}
+    other = {"model": {"kind": "unet", "layers": 2, "channels": [8]}, "train": {"lr": 1e-3, "batch": 8, "ema": 0.5}}
+    assert own_settings(other, recipe) == {"model": {"layers": 2}, "train": {"ema": 0.5}}
+    gan = {"model": {"kind": "gan", "layers": 1}, "train": {"lr": 1e-3, "batch": 8}}  # a GAN does not read ema
+    assert own_settings(gan, recipe) == {"model": {"kind": "gan", "layers": 1}}
+
+
+def placed(points: dict[str, tuple[tuple[float, float, float], tuple[float, float, float]]], better: str = "lower"):
+    """A comparison of arms at these (value, low, high) of what leaks and of quality."""
+    arms = {}
+    for name, (leak, worth) in points.items():
+        found = arm(0, 0.5)
+        found["attacks"] = {"loss": membership("loss", 0.5)}
+        found["attacks"]["loss"]["estimates"]["auc"] = estimate(*leak, members=8, nonmembers=8)
+        found["quality"] = {"q": quality(1.0) | {"estimate": estimate(*worth, samples=8), "better": better}}
+        arms[name] = found
+    return {"arms": arms}
+
+
+def test_pareto_front_of_known_answers():
+    at = {
+        "best": ((0.5, 0.48, 0.52), (5.0, 4.5, 5.5)),
+        "surely_worse": ((0.6, 0.58, 0.62), (9.0, 8.5, 9.5)),
+        "worse_by_chance": ((0.51, 0.49, 0.53), (5.2, 4.7, 5.7)),  # overlaps in both: cannot be told from the best
+        "better_quality": ((0.6, 0.58, 0.62), (4.9, 4.4, 5.4)),  # leaks surely more, but is worth a little more
+        "unmeasured": ((None, None, None), (1.0, 0.9, 1.1)),
+    }
+    (front,) = fronts(placed(at))
+    assert front["front"] == ["best", "worse_by_chance", "better_quality"]
+    assert front["dominated"] == {"surely_worse": ["best", "worse_by_chance", "better_quality"]}
+    assert front["unplaced"] == ["unmeasured"]
+    assert (front["attack"], front["figure"], front["measure"]) == ("loss", "auc", "q")
+    (turned,) = fronts(placed(at, better="higher"))  # the same numbers, the other way round: more is better
+    assert turned["front"] == ["best", "surely_worse", "worse_by_chance"]
+    assert turned["dominated"] == {"better_quality": ["best", "surely_worse", "worse_by_chance"]}
+
+
+def test_pareto_front_of_random_arms_agrees_with_the_definition_and_is_never_empty():
+    rng = random.Random(3)
+
+    def point():
+        value, half = rng.choice([1.0, 2.0, 3.0, rng.uniform(0, 4)]), rng.uniform(0, 1)
+        return value, value - half, value + half
+
+    for _ in range(50):
+        at = {f"a{i}": (point(), point()) for i in range(6)}
+        (front,) = fronts(placed(at))
+        for name, mine in at.items():
+            over = [
+                other
+                for other, its in at.items()
+                if any(its[i][2] < mine[i][1] and its[1 - i][0] <= mine[1 - i][0] for i in (0, 1))
+            ]
+            assert front["dominated"].get(name, []) == over
+            assert (name in front["front"]) is not bool(over)
+        assert front["front"]
+
+
+def test_an_arm_without_an_interval_dominates_nobody_and_a_control_has_no_place():
+    sure, worse = (1.0, 0.9, 1.1), (3.0, 2.9, 3.1)
+    assert fronts(placed({"a": (sure, sure), "b": (worse, worse)}))[0]["front"] == ["a"]
+    bare = (1.0, None, None)
+    assert fronts(placed({"a": (bare, bare), "b": (worse, worse)}))[0]["front"] == ["a", "b"]
+    comparison = placed({"a": (sure, sure), "b": (worse, worse)})
+    comparison["arms"]["a"]["control"] = "copier"
+    assert fronts(comparison)[0]["front"] == ["b"]
+    assert fronts({"arms": {}}) == []
+
+
+def test_page_says_and_shows_who_is_dominated(tmp_path, comparison):
+    guarded(comparison)
+    comparison["arms"]["guarded"]["quality"]["frechet"] = quality(11.0)
+    comparison["pareto"] = fronts(comparison)
+    page, text = rendered(write(tmp_path, comparison))
+    assert RULE in page
+    assert "| loss: AUC | frechet | dp | baseline (by dp), guarded (by dp) |" in text
+    (figure,) = [figure for figure in figures(comparison) if figure.title == "loss against quality"]
+    assert figure.svg.count("hollow") == 2 * 2  # bars and dot of two arms
+    assert "Hollow: dominated." in figure.caption
+
+
+def test_curves_by_samples_show_intervals_and_false_positives_at_ten_times(comparison):
+    report = comparison["arms"]["baseline"]["attacks"]["generate_and_filter"]
+    for point in report["samples_curve"]:
+        point |= {"extracted_low": 0.0, "extracted_high": 9.0, "false_positives_low": 0.0, "false_positives_high": 1.0}
+    report["estimates"]["false_positives_at_10x"] = estimate(0.001, 0.0, 0.02, successes=1, trials=800, found=0)
+    del comparison["arms"]["dp"]
+    (figure,) = [figure for figure in figures(comparison) if figure.title == "generate_and_filter by samples"]
+    assert figure.svg.count(" band") == 1
+    assert figure.svg.count(" further") == 2
+    assert figure.svg.count("<circle") == 2
+    assert figure.svg.count("dot c0 hollow") == 1
+
+
+def test_attacks_that_differ_in_their_threshold_share_a_figure(comparison):
+    for found in comparison["arms"].values():
+        found["attacks"]["stricter"] = {**found["attacks"]["generate_and_filter"], "threshold": 0.3}
+    titles = [figure.title for figure in figures(comparison)]
+    assert titles.count("generate_and_filter, stricter by threshold") == 1
+    (figure,) = [figure for figure in figures(comparison) if "by threshold" in figure.title]
+    assert figure.svg.count('"line guide"') == 2
+
+
+def test_several_extraction_attacks_are_told_apart(comparison):
+    comparison["arms"]["dp"]["privacy"] = None
+    assert "by generate_and_filter" not in " ".join(verdict(comparison))
+    for found in comparison["arms"].values():
+        for name, planted in (("laxer", 9), ("laxest", 30)):
+            found["attacks"][name] = extraction(planted)
+            found["attacks"][name]["estimates"]["false_positives"] = estimate(0.1, 0, 1, successes=planted, trials=800)
+    text = " ".join(verdict(comparison))
+    assert "9 of 800 training images can be extracted by laxer (9 of the 8 planted)" in text
+    assert "Caution: in dp the extraction rule of laxest also matches 30 of 800 held-out images" in text
+    titles = [column.title for column in of_arms(comparison).columns if column.group == "laxest"]
+    assert titles == ["extracted", "false positives"]
+
+
+def test_screens_have_a_table(tmp_path, comparison):
+    found = {"auc_noise": estimate(0.91, 0.8, 0.97, flagged=4, others=60), "recall_noise[0.1]": estimate(
+        0.75, 0.2, 0.99, successes=3, trials=4
+    )}  # fmt: skip
+    assert "Screens of prompts" not in rendered(write(tmp_path, comparison))[0]
+    comparison["arms"]["dp"]["attacks"]["prompt_screen"] = {
+        "kind": "prompt_screen", "type": "screens", "queries": 0, "estimates": found
+    }  # fmt: skip
+    for content in rendered(write(tmp_path, comparison)):
+        assert "Screens of prompts" in content
+        assert "recall noise 0.1" in content
+
+
+def test_every_mitigation_acts_on_what_it_steps_into():
+    ways = {
+        "apply": {"data", "training"},
+        "update_rule": {"training"},
+        "sampling_rule": {"sampling"},
+        "prompt_rule": {"sampling"},
+    }
+    for name, kind in kinds("unmem.mitigations").items():
+        part = kind.load()
+        found = defence(part, name)
+        assert found["acts_on"] in set.intersection(*(acts for way, acts in ways.items() if hasattr(part, way)))
+        assert (found["covers"] == ["samples"]) is (found["acts_on"] == "sampling")
+
+
+def test_of_prompts_the_verdict_counts_those_that_were_asked(comparison):
+    report = comparison["arms"]["dp"]["attacks"]["generate_and_filter"]
+    report["estimates"]["flagged"] = estimate(0.2, 0.1, 0.3, successes=4, trials=20)
+    report["estimates"]["extracted"] = estimate(0.3, 0.1, 0.6, successes=3, trials=10)
+    comparison["arms"]["dp"]["privacy"] = None
+    text = " ".join(verdict(comparison))
+    assert "7 of 800 training images can be extracted" in text
+    assert "3 of 10 training images that were asked for can be extracted" in text
+    assert text.count("prompts give like images again and again") == text.count("4 of 20 prompts") == 1

@@ -13,8 +13,20 @@ from unmem.evaluate.audit import Audit
 from unmem.evaluate.canary_figures import canary_figures
 from unmem.evaluate.prompt_figures import prompt_figures
 from unmem.evaluate.rarefaction import bounds, extrapolated, rarefied
-from unmem.evaluate.results import Agreements, CanaryScores, Distances, Matches, Result, Scores, SetScores
+from unmem.evaluate.results import (
+    Agreements,
+    CanaryScores,
+    Distances,
+    Matches,
+    Result,
+    Scores,
+    Screened,
+    SetScores,
+    Similarities,
+)
+from unmem.evaluate.screen_figures import screen_figures
 from unmem.evaluate.set_test import set_figures
+from unmem.evaluate.similarity_figures import similarity_figures
 from unmem.evaluate.statistics import (
     Estimate,
     auc,
@@ -72,6 +84,10 @@ def analyse(result: Result, audit: Audit, dropped: frozenset[str], compare: Comp
         return prompt_figures(result, audit, compare)
     if isinstance(result, CanaryScores):
         return canary_figures(result, compare, seed)
+    if isinstance(result, Similarities):
+        return similarity_figures(result, audit, compare)
+    if isinstance(result, Screened):
+        return screen_figures(result, compare, seed)
     return _nearness(result, compare)
 
 
@@ -149,6 +165,7 @@ def _extraction(matches: Matches, audit: Audit, compare: Compare) -> dict[str, A
     if planted.any():
         estimates["extracted_planted"] = rate(int(hit[planted].sum()), int(planted.sum()), confidence)
     estimates["false_positives"] = rate(int(false.sum()), nonmembers, confidence, "held-out images by the same rule")
+    estimates |= _by_copies(hit, audit, confidence)
     limit = float(matches.threshold)
     hits = {
         "extracted": np.bincount(matches.member[matches.member_ratio < limit], minlength=members),
@@ -173,6 +190,17 @@ def _extraction(matches: Matches, audit: Audit, compare: Compare) -> dict[str, A
         "curve": curve,
         "samples_curve": samples_curve,
         "matches": _best_matches(matches, audit, hit),
+    }
+
+
+def _by_copies(hit: np.ndarray, audit: Audit, confidence: float) -> dict[str, Estimate]:
+    """How many of the members that stand so often in the training set are extracted, if planted ones differ in that."""
+    copies = audit.member_copies
+    if len(np.unique(copies[audit.is_planted()])) < 2:
+        return {}
+    return {
+        f"extracted_by_copies[{k}]": rate(int(hit[copies == k].sum()), int((copies == k).sum()), confidence)
+        for k in np.unique(copies).tolist()
     }
 
 

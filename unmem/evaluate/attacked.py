@@ -42,12 +42,14 @@ class Attacked:
             prompts.
         matrix: the folder of its answers.
         shadows: models of the same training.
+        drawn: the folder of what the attack drew by itself, where it draws.
     """
 
     access: frozenset[str]
     images: Path
     matrix: Path
     shadows: Sequence[TrainedShadow] = ()
+    drawn: Path = Path()
 
     def samples(self, count: int) -> np.ndarray:
         """The first ``count`` drawn images, uint8 [count, h, w, c].

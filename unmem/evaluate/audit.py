@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BeforeValidator
 
 from unmem.component import NonNegative, Positive, UserError, component
 from unmem.evaluate.canaries import Canaries
@@ -17,18 +20,26 @@ from unmem.rundir import read_json, write_json
 from unmem.train.imageset import ImageSet, Rejected, concatenate, content_of
 
 
+def _times(value: Any) -> Any:
+    """Refuse what is neither a number of copies nor a list of them: a union's own messages name its parts."""
+    times = value if isinstance(value, (list, tuple)) else [value]
+    if not times or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in times):
+        raise ValueError("must be a whole number from 1 on, or a list of them")
+    return value
+
+
 @component
 class Planted:
     """Images that are in the training set many times.
 
     Attributes:
         images: how many members are planted.
-        copies: how often each is in the training set, itself included.
+        copies: how often each is in the training set, itself included; of a list each image takes one in turn.
         variant: what the further copies look like; ``mixed`` takes the others in turn.
     """
 
     images: NonNegative
-    copies: Positive
+    copies: Annotated[int | tuple[int, ...], BeforeValidator(_times)]
     variant: Variant = "exact"
 
 
@@ -88,6 +99,12 @@ class Audit:
     def training(self) -> ImageSet:
         """Members, inserted canaries and the copies of both: the training set before any mitigation."""
         return self.training_of(self.inside)
+
+    @property
+    def member_copies(self) -> np.ndarray:
+        """int64 [members]: how often each member is in the training set."""
+        further = Counter(self.copies.values())
+        return np.array([1 + further[name] for name in self.members], dtype=np.int64)
 
     @property
     def member_training(self) -> ImageSet:
@@ -177,8 +194,9 @@ def draw(source: ImageSet, split: Split, seed: int, rejected: list[Rejected] | N
         raise UserError(f"data.planted.images: {planted.images} is more than the {split.members} members")
     chosen = sorted(members, key=lambda name: uniform_of(seed, name, salt="planted"))[: planted.images]
     canaries, canary_copies = _canaries(source, split.canaries, members + nonmembers, seed, rejected)
+    times = (planted.copies,) if isinstance(planted.copies, int) else planted.copies
     further = [
-        _copies(source.select(chosen), [planted.copies] * len(chosen), planted.variant, seed),
+        _copies(source.select(chosen), _dealt(times, len(chosen)), planted.variant, seed),
         _copies(canaries, canary_copies, "exact", seed),
     ]
     data = source.select(members + nonmembers)
@@ -256,7 +274,12 @@ def _canaries(
             f"data.canaries.images: {canaries.images} canaries are wanted, but beside {len(taken)} members and "
             f"nonmembers there are only {len(names)} other, different images to take them from ({canaries.source})"
         )
-    return candidates.select(names), [canaries.copies[i % len(canaries.copies)] for i in range(len(names))]
+    return candidates.select(names), _dealt(canaries.copies, len(names))
+
+
+def _dealt(times: tuple[int, ...], images: int) -> list[int]:
+    """How often each image is to stand in the training set: the numbers in turn."""
+    return [times[i % len(times)] for i in range(images)]
 
 
 def _half(names: list[str], seed: int) -> list[str]:

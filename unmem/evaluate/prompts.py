@@ -1,4 +1,4 @@
-"""What each generated image was asked for: a manifest that somebody's script wrote, line by line."""
+"""Files of prompts: a manifest of what each generated image was asked for, or a list of what is to be asked."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from unmem.train.text import encodable, printable
 
 NAME = "file_name"
 PROMPTS = ("prompt", "text", "caption")
+LONGEST = 10_000  # letters of a prompt; encoders read some dozens or hundreds of tokens
 ROWS = 64  # lines that one CSV record may have: behind a quote that is never closed, the others are read again
 
 
@@ -35,17 +36,10 @@ def read_prompts(path: Path) -> tuple[dict[str, str], list[Rejected]]:
     Raises:
         UserError: when the file is missing, is of another kind, or its header lacks a column.
     """
-    readers = {".csv": _csv, ".jsonl": _jsonl}
-    if path.suffix.lower() not in readers:
-        raise UserError(f"{path}: prompts are read from .csv or .jsonl, not from {path.suffix or 'a nameless kind'}")
-    try:
-        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     prompts: dict[str, str] = {}
     first: dict[str, int] = {}
     rejected = []
-    for line, found in readers[path.suffix.lower()](path, lines):
+    for line, found in _records(path, (NAME, "prompt")):
         reason = found if isinstance(found, str) else _wrong(found)
         if not isinstance(found, str) and reason is None:
             name = posixpath.normpath(found[NAME])
@@ -55,6 +49,60 @@ def read_prompts(path: Path) -> tuple[dict[str, str], list[Rejected]]:
             reason = f"{name!r} again; first in line {first[name]}"
         rejected.append(Rejected(f"{path.name}, line {line}", str(reason)))
     return prompts, rejected
+
+
+def read_list(path: Path) -> tuple[tuple[str, ...], list[Rejected]]:
+    """The prompts of a list, each once and without spaces around it; a line that cannot be used costs no other.
+
+    Listed, with line and reason, are prompts that are empty, longer than 10,000 letters or no UTF-8, and records that
+    are damaged.
+
+    Args:
+        path: a ``.txt`` file with a prompt a line; a ``.csv`` file with a header, or a ``.jsonl`` file, of which
+            ``prompt`` (or ``text``, or ``caption``) is read.
+
+    Returns:
+        Prompts in the file's order; and what was left out, in the same.
+
+    Raises:
+        UserError: when the file is missing, is of another kind, or its header lacks the column.
+    """
+    prompts: dict[str, None] = {}
+    rejected = []
+    for line, found in _records(path, ("prompt",)):
+        text = found if isinstance(found, str) else found["prompt"]
+        reason = found if isinstance(found, str) else unusable(text)
+        if reason:
+            rejected.append(Rejected(f"{path.name}, line {line}", reason))
+        else:
+            prompts[text.strip()] = None
+    return tuple(prompts), rejected
+
+
+def unusable(prompt: Any) -> str | None:
+    """Why a model cannot be asked this."""
+    if not isinstance(prompt, str):
+        return f"is no text: {prompt!r}"[:200]
+    if not prompt.strip():
+        return "is empty"
+    if len(prompt.strip()) > LONGEST:
+        return f"has {len(prompt.strip())} letters, more than {LONGEST}"
+    if encodable(prompt) != prompt:
+        return "is not UTF-8"
+    return None
+
+
+def _records(path: Path, fields: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Line number and fields of each record of a file, or why it cannot be read."""
+    readers = {".csv": _csv, ".jsonl": _jsonl, **({".txt": _txt} if fields == ("prompt",) else {})}
+    if path.suffix.lower() not in readers:
+        known = " or ".join((", ".join(list(readers)[:-1]), list(readers)[-1]))
+        raise UserError(f"{path}: prompts are read from {known}, not from {path.suffix or 'a nameless kind'}")
+    try:
+        lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines(keepends=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return readers[path.suffix.lower()](path, lines, fields)
 
 
 def _wrong(record: dict[str, Any]) -> str | None:
@@ -69,8 +117,17 @@ def _wrong(record: dict[str, Any]) -> str | None:
     return None
 
 
-def _csv(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Line number, and name and prompt of each record of a table, or why it cannot be read."""
+def _txt(path: Path, lines: list[bytes], wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Line number and prompt of each line, or why it cannot be read."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield number, {"prompt": line.decode()}
+        except UnicodeDecodeError as error:
+            yield number, f"is not UTF-8 (byte {error.start})"
+
+
+def _csv(path: Path, lines: list[bytes], wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Line number and what is wanted of each record of a table, or why it cannot be read."""
     texts = [line.decode("utf-8", "surrogateescape") for line in lines]
     header: list[str] = []
     start = 0
@@ -88,18 +145,20 @@ def _csv(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any] |
         if not header:
             header = [field.strip() for field in fields]
             column = next((name for name in PROMPTS if name in header), None)
-            if NAME not in header or column is None:
+            columns = {**{name: name for name in wanted}, "prompt": column or ""}
+            if not set(columns.values()) <= set(header):
                 have = ", ".join(printable(field) for field in header)[:200]
-                raise UserError(f"{path}: needs the columns '{NAME}' and 'prompt'; its first line has {have}")
-            places = {NAME: header.index(NAME), "prompt": header.index(column)}
+                needed = " and ".join(f"'{name}'" for name in wanted)
+                raise UserError(f"{path}: needs the columns {needed}; its first line has {have}")
+            places = {name: header.index(column) for name, column in columns.items()}
         elif len(fields) != len(header):
             yield here, f"has {len(fields)} fields, the header {len(header)}"
         else:
             yield here, {field: fields[place] for field, place in places.items()}
 
 
-def _jsonl(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Line number, and name and prompt of each object, or why it cannot be read."""
+def _jsonl(path: Path, lines: list[bytes], wanted: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any] | str]]:
+    """Line number and what is wanted of each object, or why it cannot be read."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -114,5 +173,5 @@ def _jsonl(path: Path, lines: list[bytes]) -> Iterator[tuple[int, dict[str, Any]
                 yield number, "is no JSON object"
                 continue
             prompt = next((record[name] for name in PROMPTS if record.get(name) is not None), "")
-            values = {NAME: record.get(NAME, ""), "prompt": prompt}
+            values = {name: prompt if name == "prompt" else record.get(name, "") for name in wanted}
             yield number, {key: encodable(it) if isinstance(it, str) else it for key, it in values.items()}

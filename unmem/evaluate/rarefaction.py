@@ -72,7 +72,8 @@ def extrapolated(hits: np.ndarray, factor: float) -> float:
     i = np.arange(1, trials + 1)
     of_i = np.bincount(hits, minlength=trials + 1)[1 : trials + 1]
     weights = -((-t) ** i) * binom.sf(i - 1, trials, 2 / (2 + t))
-    return float((hits > 0).sum() + weights @ of_i)
+    # where more images are matched twice than once the sum is negative, yet more samples find no fewer images
+    return float((hits > 0).sum() + max(0.0, weights @ of_i))
 
 
 def bounds(hits: np.ndarray, samples: int, sizes: Sequence[int], confidence: float) -> np.ndarray:

@@ -14,6 +14,7 @@ from unmem.evaluate.audit import Audit
 from unmem.evaluate.matrix.reading import Reading
 from unmem.evaluate.rows import Rows
 from unmem.rundir import read_arrays, write_arrays
+from unmem.train.config import Sampling
 
 
 def _no_images() -> np.ndarray:
@@ -100,6 +101,28 @@ class Distances:
 
 
 @dataclass(frozen=True)
+class Similarities:
+    """For each generated image its most similar member and held-out image, by the cosine of embeddings.
+
+    Attributes:
+        member: int64 [samples], position of the most similar member.
+        member_similarity: float64 [samples], -1 to 1.
+        nonmember, nonmember_similarity: the same of the held-out images.
+        held_out: float64 [held-out images], each one's similarity to the most similar other one.
+        threshold: float64 scalar; a sample above it is a copy.
+        taken: bool scalar: whether the threshold was taken from ``held_out``.
+    """
+
+    member: np.ndarray
+    member_similarity: np.ndarray
+    nonmember: np.ndarray
+    nonmember_similarity: np.ndarray
+    held_out: np.ndarray
+    threshold: np.ndarray
+    taken: np.ndarray
+
+
+@dataclass(frozen=True)
 class Agreements:
     """For each prompt whether its samples agree, and what the images with this caption are to them.
 
@@ -136,6 +159,29 @@ class Agreements:
 
 
 @dataclass(frozen=True)
+class Screened:
+    """For each prompt what cheap screens say, and the full rule; larger means more likely memorized.
+
+    Attributes:
+        noise: float64 [prompts], what the text adds to the noise that is predicted first.
+        move: float64 [prompts], how far the first step goes.
+        edges: float64 [prompts], 0 to 1, what images of one step have in common.
+        flagged: bool [prompts], by the full rule.
+        keep: float64 [k], shares of the prompts that a screen would let through.
+        evaluations: float64 [3], of the network a prompt, for each screen.
+        full: float64 scalar, the same for the full rule.
+    """
+
+    noise: np.ndarray
+    move: np.ndarray
+    edges: np.ndarray
+    flagged: np.ndarray
+    keep: np.ndarray
+    evaluations: np.ndarray
+    full: np.ndarray
+
+
+@dataclass(frozen=True)
 class CanaryScores:
     """Scores of canaries beside their coins: larger means more likely inserted.
 
@@ -156,7 +202,7 @@ class CanaryScores:
     split: np.ndarray
 
 
-Result = Scores | Matches | Distances | Agreements | CanaryScores
+Result = Scores | Matches | Distances | Similarities | Agreements | Screened | CanaryScores
 
 
 class Shadow(Protocol):
@@ -179,7 +225,12 @@ class Target(Protocol):
 
     Attributes:
         access: what it gives, of ``samples``, ``prompts``, ``predictions``, ``gradients`` and ``shadows``.
+        drawn: the folder of what the attack drew from it by itself (see :class:`DrawingAttack`).
     """
+
+    @property
+    def drawn(self) -> Path:
+        """The folder of what the attack drew from it by itself."""
 
     @property
     def access(self) -> frozenset[str]:
@@ -221,6 +272,25 @@ class Attack(Protocol):
         """Attack ``target``; all randomness comes from ``seed``."""
 
 
+class DrawingAttack(Attack, Protocol):
+    """An attack that asks the model for more than a run draws anyhow; what it draws is a stage of its own."""
+
+    def draw(
+        self, pipeline: Path, samples: Path, sampling: Sampling, directory: Path, *, seed: int, accelerator: Any
+    ) -> None:
+        """Draw what :meth:`run` will find in ``target.drawn``.
+
+        Args:
+            pipeline: the model's folder.
+            samples: the folder of ``images.npy``, the images drawn from it by its own rules; with ``prompts.json``
+                beside it where they were asked for.
+            sampling: the recipe's settings.
+            directory: where to; what a killed run left there may be used.
+            seed: of all randomness.
+            accelerator: accelerate's; all of its processes call this.
+        """
+
+
 def save(result: Result, path: Path) -> None:
     """Write ``scores.npz``."""
     write_arrays(path, kind=np.array(type(result).__name__), **asdict(result))
@@ -233,7 +303,9 @@ def load(path: Path) -> Result:
         UserError: when the file is damaged or of an unknown kind.
     """
     arrays: dict[str, Any] = read_arrays(path)
-    known: tuple[type[Result], ...] = (Scores, SetScores, Matches, Distances, Agreements, CanaryScores)
+    known: tuple[type[Result], ...] = (
+        Scores, SetScores, Matches, Distances, Similarities, Agreements, Screened, CanaryScores,
+    )  # fmt: skip
     classes = {cls.__name__: cls for cls in known}
     try:
         return classes[str(arrays.pop("kind"))](**arrays)

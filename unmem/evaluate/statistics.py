@@ -57,6 +57,28 @@ def rate(successes: int, trials: int, confidence: float, note: str = "") -> Esti
     return Estimate(successes / trials, low, high, {"successes": successes, "trials": trials}, note)
 
 
+def quantile(values: np.ndarray, level: float, confidence: float, note: str = "") -> Estimate:
+    """A quantile with its interval by order statistics: exact for any continuous distribution, conservative with ties.
+
+    Args:
+        values: float64 [n], one draw each.
+        level: between 0 and 1, both excluded.
+        confidence: two-sided; an end that so few values cannot bound is None.
+        note: what a reader must know.
+    """
+    from scipy.stats import binom
+
+    n = len(values)
+    if n == 0:
+        return Estimate(None, None, None, {"values": 0}, "nothing was counted")
+    ordered, tail = np.sort(values), (1 - confidence) / 2
+    below = int(binom.ppf(tail, n, level))  # so many values at least are below the quantile
+    above = int(binom.ppf(1 - tail, n, level)) + 1  # and fewer than so many
+    low = float(ordered[below - 1]) if below >= 1 else None
+    high = float(ordered[above - 1]) if above <= n else None
+    return Estimate(float(np.quantile(values, level)), low, high, {"values": n}, note)
+
+
 def auc_value(members: np.ndarray, nonmembers: np.ndarray) -> float:
     """Area under the ROC curve: P(member's score > non-member's) + P(equal) / 2."""
     return _WeightedAUC(members, nonmembers)(np.ones(len(members)), np.ones(len(nonmembers)))

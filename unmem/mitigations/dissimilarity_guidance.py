@@ -44,6 +44,7 @@ class DissimilarityGuidance:
     strength: PositiveFloat = 4.0
 
     protects: ClassVar[str] = "samples"
+    steers: ClassVar[bool] = True
 
     def sampling_rule(self, data: ImageSet, directory: Path) -> Repulsion:
         """The push away from ``data``; nothing is written to ``directory``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -50,6 +50,8 @@ class DPSGD:
     warmup: Warmup | None = None
     tuning_runs: Positive | None = None
     known_seed: int | None = None
+
+    guarantees: ClassVar[bool] = True
 
     def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path) -> UpdateRule:
         """The rule that trains on ``data`` with this guarantee.

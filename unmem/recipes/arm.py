@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unmem.evaluate.audit import Audit
+from unmem.recipes.asked import takes_texts
 from unmem.recipes.probing import generated_set, matrix_stage, readings_of
 from unmem.recipes.recipe import Recipe
 from unmem.recipes.training import data_stage, left_by, saved_in, train_stage
@@ -45,6 +46,11 @@ class Arm:
     def finished_model(self) -> Any:
         """The target component, where the model is somebody's finished one."""
         return self.recipe.targets.get(self.name)
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is no model at all, but one of the controls that say what an attack can find."""
+        return bool(getattr(self.finished_model, "is_control", False))
 
     @property
     def mitigations(self) -> tuple[Any, ...]:
@@ -94,11 +100,21 @@ class Arm:
             model: Any = train.key
         else:
             model = [self.upstream, self.finished_model.fingerprint()]
-        samples = {"upstream": model, "seed": seed, "sampling": plain["sampling"], "count": self.samples}
-        parts = zip(self.plain_mitigations, self.mitigations, strict=True)
-        if rules := [settings for settings, part in parts if hasattr(part, "sampling_rule")]:
-            samples["rules"] = rules
+        samples = {"upstream": model, "seed": seed, "sampling": plain["sampling"]}
+        if self.prompted:
+            assert recipe.prompts is not None
+            samples |= {"prompts": plain["prompts"], "file": recipe.prompts.fingerprint(), "data": self.upstream}
+        else:
+            samples["count"] = self.samples
+        for section, way in (("rules", "sampling_rule"), ("prompt_rules", "prompt_rule")):
+            parts = zip(self.plain_mitigations, self.mitigations, strict=True)
+            if rules := [settings for settings, part in parts if hasattr(part, way)]:
+                samples[section] = rules
         chain["samples"] = self._stage("samples", **samples)
+        for (name, attack), settings in zip(recipe.attacks.items(), plain["attacks"], strict=True):
+            if hasattr(attack, "draw"):
+                drawn = {"upstream": chain["samples"].key, "seed": seed, "sampling": plain["sampling"]}
+                chain[f"drawn/{name}"] = self._stage(f"drawn/{name}", component=settings, **_files(attack), **drawn)
         if readings_of(recipe.attacks.values()):
             attacks = list(recipe.attacks.values())
             chain["matrix"] = matrix_stage(self.directory, recipe, attacks, [chain["samples"].key])
@@ -114,16 +130,20 @@ class Arm:
                 upstream = [chain["samples"].key]
                 if getattr(part, "readings", ()):
                     upstream.append(chain["matrix"].key)
+                if section == "attacks" and f"drawn/{name}" in chain:
+                    upstream.append(chain[f"drawn/{name}"].key)
                 if "shadows" in getattr(part, "needs", ()):
                     upstream += shadows
                 inputs = {"upstream": upstream, "seed": self.recipe.seed, "compare": plain["compare"]}
-                chain[f"{section}/{name}"] = self._stage(f"{section}/{name}", component=settings, **inputs)
+                chain[f"{section}/{name}"] = self._stage(
+                    f"{section}/{name}", component=settings, **_files(part), **inputs
+                )
         chain["gallery"] = self._stage("gallery", upstream=[stage.key for stage in chain.values()])
         return chain
 
     @property
     def samples(self) -> int:
-        """How many images are drawn from the model; none from one that our sampler does not know."""
+        """How many images are drawn from a model without prompts; none from one that our sampler does not know."""
         return self.recipe.samples if "samples" in self.access else 0
 
     @property
@@ -131,9 +151,22 @@ class Arm:
         """What the arm's model gives an attack."""
         shadows = frozenset({"shadows"} if self.recipe.shadows is not None else ())
         if self.finished_model is None:
-            return frozenset(getattr(self.recipe.model, "access", DENOISER)) | shadows
-        given: frozenset[str] = self.finished_model.access
-        return given
+            given = frozenset(getattr(self.recipe.model, "access", DENOISER)) | shadows
+        else:
+            given = self.finished_model.access
+        if not self.takes_texts:
+            return given
+        return given | {"samples", "prompts"} if self.prompted else given - {"samples"}
+
+    @property
+    def takes_texts(self) -> bool:
+        """Whether the model draws what a prompt asks for."""
+        return takes_texts(self.recipe.model if self.finished_model is None else self.finished_model)
+
+    @property
+    def prompted(self) -> bool:
+        """Whether its samples are asked for by prompts."""
+        return self.recipe.prompts is not None and self.takes_texts
 
     @property
     def pipeline(self) -> Path:
@@ -141,6 +174,11 @@ class Arm:
         if self.finished_model is None:
             return self.directory / "train" / saved_in(self.recipe.model)
         return Path(self.finished_model.path)
+
+    @property
+    def pipelines(self) -> tuple[Path, ...]:
+        """Where it lies, and the further stages of a cascade."""
+        return (self.pipeline, *getattr(self.finished_model, "then", ()))
 
     @property
     def images(self) -> Path:
@@ -215,3 +253,9 @@ class Shadow:
             "train": train,
             "matrix": matrix_stage(self.directory, recipe, arm.shadow_attacks, upstream),
         }
+
+
+def _files(part: Any) -> dict[str, str]:
+    """A digest of the files that an attack or a measure reads, beside what the recipe says; nothing without."""
+    found = part.fingerprint() if hasattr(part, "fingerprint") else ""
+    return {"files": found} if found else {}

@@ -15,7 +15,11 @@ from unmem.evaluate.canary_figures import measured_epsilon
 from unmem.evaluate.statistics import Estimate
 from unmem.mitigations.ledger import copies
 from unmem.recipes.arm import Arm
+from unmem.recipes.cost import COST
+from unmem.recipes.defences import defence, own_settings
+from unmem.recipes.pareto import fronts
 from unmem.recipes.recipe import Recipe, kind_of
+from unmem.recipes.training import saved_in
 from unmem.recipes.verdict import verdict
 from unmem.rng import derive
 from unmem.rundir import read_json
@@ -26,6 +30,7 @@ REFUTED_AT = 0.99  # confidence at which an audit refutes a guarantee: a run tha
 def compare(recipe: Recipe, arms: list[Arm], root: Path) -> dict[str, Any]:
     """The comparison of the finished arms, as plain data (the form is in docs/run-directory.md)."""
     audit = Audit.open(root)
+    planted = audit.member_copies[audit.is_planted()]
     done = [arm for arm in arms if arm.finished]
     found: dict[str, Any] = {
         "schema": 1,
@@ -39,12 +44,13 @@ def compare(recipe: Recipe, arms: list[Arm], root: Path) -> dict[str, Any]:
             "nonmembers": len(audit.nonmembers),
             "planted": len(audit.planted),
             "canaries": len(audit.canaries),
-            "copies": 1 + sum(name in audit.planted for name in audit.copies.values()) // max(1, len(audit.planted)),
+            "copies": int(planted.max(initial=1)),
+            "fewest_copies": int(planted.min(initial=planted.max(initial=1))),
             "training_images": len(audit.training),
             "shape": list(audit.data.shape),
             "quarantined": len(read_json(root / "quarantine.json")),
         },
-        "arms": {arm.name: _arm(arm) for arm in done},
+        "arms": {arm.name: _arm(arm, recipe) for arm in done},
         "unfinished": [arm.name for arm in arms if arm not in done],
     }
     _count_copies(found["arms"], done)
@@ -53,39 +59,61 @@ def compare(recipe: Recipe, arms: list[Arm], root: Path) -> dict[str, Any]:
     found["differences"] = {
         arm.name: _differences(arm, reference, audit) if reference is not None else {} for arm in others
     }
+    found["pareto"] = fronts(found)
     found["verdict"] = verdict(found)
     return found
 
 
-def _arm(arm: Arm) -> dict[str, Any]:
-    """One arm's figures."""
-    ledger, privacy = arm.directory / "data" / "ledger.json", arm.directory / "train" / "privacy.json"
-    trained = read_json(ledger) if ledger.exists() else None
-    spent = read_json(privacy) if privacy.exists() else None
+def _arm(arm: Arm, recipe: Recipe) -> dict[str, Any]:
+    """One arm's figures; ``recipe`` is that of all arms."""
+    trained = _optional(arm.directory / "data" / "ledger.json")
+    spent = _optional(arm.directory / "train" / "privacy.json")
     seconds = {name: stage.seconds for name, stage in arm.stages.items()}
     if arm.shadows:
         seconds["shadows"] = sum(stage.seconds for shadow in arm.shadows for stage in shadow.stages.values())
     return {
         "trained": trained is not None,
+        "control": kind_of(arm.finished_model) if arm.is_control else None,
+        "model": _model(arm) if trained is not None else None,
         "mitigations": arm.plain_mitigations,
+        "own": own_settings(recipe.resolved.get("arms", {}).get(arm.name), recipe.resolved),
+        "defences": [defence(part, kind_of(part)) for part in arm.mitigations],
         "training_images": trained["kept"] if trained else None,
         "dropped": len(trained["dropped"]) if trained else 0,
         "privacy": spent,
         "measured": _measured(arm, spent) if spent else [],
         "sampling": _sampling(arm),
-        "attacks": {name: read_json(arm.directory / "attacks" / name / "report.json") for name in arm.recipe.attacks},
+        "attacks": {name: _attack(arm, name, attack) for name, attack in arm.recipe.attacks.items()},
         "quality": {name: read_json(arm.directory / "quality" / name / "report.json") for name in arm.recipe.quality},
         "seconds": seconds,
+        "cost": {stage: _optional(arm.directory / stage / COST) for stage in ("train", "samples")},
     }
 
 
+def _model(arm: Arm) -> dict[str, str]:
+    """The kind of model that was trained, what it can be asked for, and the folder that it was saved in."""
+    model = arm.recipe.model
+    return {"kind": kind_of(model), "conditioning": getattr(model, "conditioning", "none"), "saved_as": saved_in(model)}
+
+
+def _attack(arm: Arm, name: str, attack: Any) -> dict[str, Any]:
+    """An attack's report, with the access that it needs."""
+    report = read_json(arm.directory / "attacks" / name / "report.json")
+    return {**report, "needs": sorted(attack.needs)}
+
+
+def _optional(path: Path) -> Any:
+    """What a JSON file holds; None where there is none."""
+    return read_json(path) if path.exists() else None
+
+
 def _sampling(arm: Arm) -> dict[str, Any] | None:
-    """The mitigations that stand between the model and who asks it for samples, and what they refused; None without."""
+    """The mitigations that stand between the model and who asks it for samples, what they refused, what was asked."""
     guards = [kind_of(part) for part in arm.mitigations if getattr(part, "protects", "") == "samples"]
-    if not guards:
+    asked = _optional(arm.directory / "samples" / "asked.json")
+    if not guards and asked is None:
         return None
-    refused = arm.directory / "samples" / "refused.json"
-    return {"guards": guards, "refused": read_json(refused) if refused.exists() else None}
+    return {"guards": guards, "refused": _optional(arm.directory / "samples" / "refused.json"), "asked": asked}
 
 
 def _measured(arm: Arm, spent: dict[str, Any]) -> list[dict[str, Any]]:

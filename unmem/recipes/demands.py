@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from unmem.component import Problem
+from unmem.recipes.asked import takes_texts
+
+ADD_PROMPTS = "add a section prompts: {choose: duplicated, members: 100, each: 50}"
 
 
 def demands(
@@ -17,6 +20,8 @@ def demands(
     canaries: bool,
     shadows: bool,
     finished: tuple[str, ...],
+    asked: tuple[str, ...] = (),
+    prompts: bool = False,
 ) -> list[Problem]:
     """Every demand that the recipe does not meet; what could not be built (None) demands nothing.
 
@@ -28,13 +33,20 @@ def demands(
         canaries: whether the recipe says something of canaries, right or wrong.
         shadows: whether it says something of shadow models, likewise.
         finished: names of finished models.
+        asked: models that take texts: ``an arm's`` where arms train such a one, and names of finished models.
+        prompts: whether the recipe says something of prompts, right or wrong.
     """
     needs = {name: attack.needs for name, attack in attacks.items() if attack is not None}
     problems = []
     if not canaries:
         missing = "needs canaries; add data.canaries: {images: 1000, source: out_of_distribution}"
         problems += _of_attacks(needs, "canaries", missing)
-    if model is not None:
+    if asked and not prompts:
+        missing = f"needs samples, and {', '.join(asked)} model is asked for these by prompts; {ADD_PROMPTS}"
+        wanted = [f"attacks.{name}" for name, needed in needs.items() if needed & {"samples", "prompts"}]
+        wanted += [f"quality.{name}" for name, measure in quality.items() if measure is not None]
+        problems += [Problem(path, missing) for path in wanted]
+    if model is not None and not takes_texts(model):
         problems += _of_attacks(needs, "captions", "needs a model that takes texts, which an arm's does not")
         problems += _of_attacks(needs, "prompts", "needs images with prompts, which an arm's model does not draw")
     for arm, given in access.items():
@@ -52,7 +64,7 @@ def demands(
     elif not any("shadows" in needed for needed in needs.values()):
         problems.append(Problem("shadows", "no attack needs shadow models; leave the section out"))
     labelled = [name for name, measure in quality.items() if measure is not None and measure.needs_labels]
-    if labelled and model is not None and getattr(model, "conditioning", "class") == "none":
+    if labelled and model is not None and getattr(model, "conditioning", "class") != "class":
         missing = "needs a class-conditional model (model.conditioning: class)"
         problems += [Problem(f"quality.{name}", missing) for name in labelled]
     return problems

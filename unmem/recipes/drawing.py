@@ -58,7 +58,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point with error bars, its CSS class and its name."""
+    """A point with error bars, its CSS classes and its name; without a name nothing is written beside it."""
 
     x: float
     y: float
@@ -172,7 +172,7 @@ def _names(marks: list[Mark], at: Place) -> list[Markup]:
     """The marks' names beside them, the lowest first, moved up where two would overlap."""
     drawn: list[Markup] = []
     taken: list[tuple[float, float, float]] = []
-    for mark in sorted(marks, key=lambda m: m.y):
+    for mark in sorted((m for m in marks if m.name), key=lambda m: m.y):
         px, py = at(mark.x, mark.y)
         late, width = px > WIDTH * 0.7, 8.0 + 7 * len(mark.name)
         left, right = (px - width, px) if late else (px, px + width)

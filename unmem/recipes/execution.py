@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from unmem.evaluate.shadows import inside
 from unmem.recipes import gallery
 from unmem.recipes.arm import Arm, Shadow
 from unmem.recipes.chain import Step, Work, run_steps
+from unmem.recipes.cost import metered
 from unmem.recipes.probing import ask_all
+from unmem.recipes.prompting import ask_by_prompts
 from unmem.recipes.recipe import Recipe, kind_of
 from unmem.recipes.training import mitigate, train_on
 from unmem.rng import derive
@@ -32,12 +35,15 @@ def run_model(arm: Arm) -> None:
     """
     _check_access(arm)
     audit, accelerator = Audit.open(arm.root), _accelerator(arm.recipe, arm.directory)
+    sample = partial(_sample, arm, audit, accelerator)
+    is_drawn = not hasattr(arm.finished_model, "collect")  # else the images are there already, and cost nothing here
     works: dict[str, Work] = {
         "data": partial(mitigate, audit.training, arm.mitigations, arm.recipe.seed, ("mitigation", arm.name)),
-        "train": partial(_train, arm, audit, accelerator),
-        "samples": partial(_sample, arm, audit, accelerator),
+        "train": metered(partial(_train, arm, audit, accelerator), "train", accelerator),
+        "samples": metered(sample, "samples", accelerator) if is_drawn else sample,
         "matrix": partial(_ask, arm, audit, accelerator),
     }
+    works |= {f"drawn/{name}": partial(_draw, arm, part, accelerator) for name, part in arm.recipe.attacks.items()}
     stages = arm.model_stages.items()
     run_steps({name: Step(stage, works[name], together=name != "data") for name, stage in stages}, accelerator)
 
@@ -105,18 +111,32 @@ def _train(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
 
 
 def _sample(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
-    """Draw as many images as the attacks and measures want at most, by the arm's own rules."""
+    """Draw what the prompts ask for, or as many images as attacks and measures want at most, by the arm's own rules."""
     from unmem.train.sampling import open_pipeline, sample_to_disk
 
-    if hasattr(arm.finished_model, "collect"):  # images that are there already
+    if arm.prompted:
+        ask_by_prompts(arm, audit, accelerator, directory)
+    elif hasattr(arm.finished_model, "collect"):  # images that are there already
         if accelerator.is_main_process:
             arm.finished_model.collect(directory, audit.data.shape)
+    elif hasattr(arm.finished_model, "sample_to_disk"):  # a control, made of the audit's images
+        if arm.samples:
+            arm.finished_model.sample_to_disk(
+                audit, arm.recipe.sampling, arm.samples, directory, seed=arm.recipe.seed, accelerator=accelerator
+            )
     elif arm.finished_model is None and hasattr(arm.recipe.model, "sample_to_disk"):
         if arm.samples:
             arm.recipe.model.sample_to_disk(
                 arm.pipeline, arm.recipe.sampling, arm.samples, directory,
                 seed=arm.recipe.seed, accelerator=accelerator,
             )  # fmt: skip
+    elif arm.samples and getattr(arm.finished_model, "called", False):
+        from unmem.train.numbered import call_to_disk
+
+        call_to_disk(
+            arm.pipeline, arm.recipe.sampling, arm.samples, directory, classes=arm.sample_classes(audit),
+            shape=audit.data.shape, seed=arm.recipe.seed, accelerator=accelerator,
+        )  # fmt: skip
     elif arm.samples:
         ruling = [part for part in arm.mitigations if hasattr(part, "sampling_rule")]
         rules = [part.sampling_rule(arm.training_set(audit), directory) for part in ruling]
@@ -126,11 +146,20 @@ def _sample(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
         )  # fmt: skip
 
 
+def _draw(arm: Arm, attack: Any, accelerator: Any, directory: Path) -> None:
+    """Let an attack draw from the model what it will look at."""
+    recipe = arm.recipe
+    attack.draw(
+        arm.pipeline, arm.images.parent, recipe.sampling, directory,
+        seed=derive(recipe.seed, "drawn", directory.name), accelerator=accelerator,
+    )  # fmt: skip
+
+
 def _ask(arm: Arm, audit: Audit, accelerator: Any, directory: Path) -> None:
     """Ask the arm's model all that the attacks read."""
     from unmem.evaluate.denoisers.opening import check_images, open_denoiser
 
-    denoiser = open_denoiser(arm.pipeline, accelerator.device)
+    denoiser = open_denoiser(arm.pipeline, accelerator.device, audit.data.shape[:2])
     check_images(denoiser, audit.data, arm.pipeline)
     attacks = list(arm.recipe.attacks.values())
     ask_all(denoiser, arm.recipe, audit, arm.generated(audit), attacks, accelerator, directory)
@@ -149,6 +178,7 @@ def _attacked(arm: Arm, audit: Audit) -> Attacked:
 def _attack(arm: Arm, audit: Audit, target: Attacked, attack: Any, directory: Path) -> None:
     """Attack, write the scores, then analyse what was written."""
     seed = derive(arm.recipe.seed, "attack", directory.name)
+    target = replace(target, drawn=arm.directory / "drawn" / directory.name)
     results.save(attack.run(target, audit, seed), directory / "scores.npz")
     scores = results.load(directory / "scores.npz")
     report = analyse(scores, audit, arm.dropped_members(audit), arm.recipe.compare, seed)

@@ -27,21 +27,25 @@ class Job:
         root: the run's directory.
         arm: whose.
         part: ``all``, ``model``, ``shadow-K``, or ``attacks``.
+        cell: of a sweep; empty for a run of its own.
     """
 
     root: Path
     arm: str
     part: str
+    cell: str = ""
 
     @property
     def title(self) -> str:
         """What progress calls it."""
-        return f"{self.arm} {self.part}" if self.part.startswith("shadow-") else self.arm
+        arm = f"{self.cell}/{self.arm}" if self.cell else self.arm
+        return f"{arm} {self.part}" if self.part.startswith("shadow-") else arm
 
     @property
     def command(self) -> list[str]:
         """What a child process is started with."""
-        return [sys.executable, "-m", "unmem", "arm", str(self.root.absolute()), self.arm, "--part", self.part]
+        where = ["arm", str(self.root.absolute()), self.arm, "--part", self.part]
+        return [sys.executable, "-m", "unmem", *where, *(["--cell", self.cell] if self.cell else [])]
 
 
 Start = Callable[[Job, int], None]
@@ -61,25 +65,42 @@ class Cluster:
     gpus: float = 0.0
 
 
-def run(jobs: list[Job], threads: int | None, cluster: Cluster | None) -> None:
-    """Do all jobs; the first that fails stops those that have not begun.
+Failures = dict[Job, BaseException]
+"""What became of the jobs that failed."""
+
+
+def run(
+    jobs: list[Job],
+    threads: int | None,
+    cluster: Cluster | None,
+    most: int | None = None,
+    failures: Failures | None = None,
+) -> None:
+    """Do all jobs.
 
     Args:
         jobs: in any order.
         threads: CPU threads of one; without a number each takes the whole machine, one after the other.
         cluster: where to; this machine when unset.
+        most: jobs at once; as many as there are cores for, or on a cluster all, when unset.
+        failures: receives the jobs that fail, and the others go on; without it the first that fails stops those that
+            have not begun.
 
     Raises:
         UserError: for what a job could not do with its input.
     """
+    if not jobs:
+        return
     if cluster is None:
-        _side_by_side(jobs, max(1, (os.cpu_count() or 1) // threads) if threads else 1, _local(threads))
-    elif jobs:
+        fitting = max(1, (os.cpu_count() or 1) // threads) if threads else 1
+        places = most or fitting
+        _side_by_side(jobs, places, _local(threads, places), failures)
+    else:
         with _ray(cluster, threads) as start:
-            _side_by_side(jobs, len(jobs), start)
+            _side_by_side(jobs, most or len(jobs), start, failures)
 
 
-def _side_by_side(jobs: list[Job], most: int, start: Start) -> None:
+def _side_by_side(jobs: list[Job], most: int, start: Start, failures: Failures | None = None) -> None:
     """At most so many at once, each in a place of its own."""
     places: Queue[int] = Queue()
     for place in range(most):
@@ -92,22 +113,30 @@ def _side_by_side(jobs: list[Job], most: int, start: Start) -> None:
             if not errors:
                 start(job, place)
         except BaseException as error:
-            errors.append(error)
+            if failures is None:
+                errors.append(error)
+            else:
+                failures[job] = error
         finally:
             places.put(place)
 
-    workers = [threading.Thread(target=work, args=(job,)) for job in jobs]
+    # daemons: who interrupts us does not wait for what is at work, and children leave with us
+    workers = [threading.Thread(target=work, args=(job,), daemon=True) for job in jobs]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except BaseException as error:
+        errors.append(error)
+        raise
     if errors:
         raise errors[0]
 
 
-def _local(threads: int | None) -> Start:
+def _local(threads: int | None, places: int = 1) -> Start:
     """How a job is done on this machine: those side by side take the GPUs that there are in turn."""
-    gpus = _gpus() if threads else []
+    gpus = _gpus() if threads or places > 1 else []
 
     def start(job: Job, place: int) -> None:
         mine = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}

@@ -22,13 +22,15 @@ def make(arm: Path, audit: Audit, directory: Path) -> None:
     samples = np.load(file, mmap_mode="r", allow_pickle=False) if file.exists() else None
     pairs = []
     for report in sorted(arm.glob("attacks/*/report.json")):
+        drawn = arm / "drawn" / report.parent.name / "images.npy"  # the attack's own
+        seen = np.load(drawn, mmap_mode="r", allow_pickle=False) if drawn.exists() else samples
         for match in read_json(report).get("matches", [])[:PAIRS]:
-            assert samples is not None
+            assert seen is not None
             pairs.append(
                 {
                     "attack": report.parent.name,
                     **match,
-                    "generated": picture(np.asarray(samples[match["sample"]])),
+                    "generated": picture(np.asarray(seen[match["sample"]])),
                     "training": picture(_image(audit, match["id"])),
                 }
             )

@@ -1,4 +1,4 @@
-"""The report's tables of membership attacks, of whole sets, and of canaries."""
+"""The report's tables of membership attacks, of whole sets, of screens, and of canaries."""
 
 from __future__ import annotations
 
@@ -38,6 +38,11 @@ def of_membership_controls(comparison: dict[str, Any]) -> Table:
 def of_sets(comparison: dict[str, Any]) -> Table:
     """Whether the training set as a whole gives itself away."""
     return table("arm", arm_rows(comparison), _columns_of(comparison, "dataset_inference"))
+
+
+def of_screens(comparison: dict[str, Any]) -> Table:
+    """How well cheap screens rank the prompts that the full rule flags."""
+    return table("arm", arm_rows(comparison), _columns_of(comparison, "screens"))
 
 
 def of_canaries(comparison: dict[str, Any]) -> Table:

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from unmem.component import Problem, build, dump, suggest, validate
+from unmem.recipes.asked import takes_texts
 from unmem.train.config import Train
 
 PARTS = ("model", "train", "mitigations")
@@ -99,7 +100,7 @@ def as_own(model: dict[str, Any], train: dict[str, Any], mitigations: list[dict[
 
 
 def misfits(model: Any, train: Train, parts: Sequence[Any], arm_path: str, train_path: str) -> list[Problem]:
-    """What an arm asks of a model that brings its own training, and that this does not do.
+    """What an arm asks of its model, and this does not do.
 
     Args:
         model: the arm's.
@@ -108,13 +109,34 @@ def misfits(model: Any, train: Train, parts: Sequence[Any], arm_path: str, train
         arm_path: where they stand.
         train_path: where the settings stand.
     """
+    found = [*_textless(model, parts, arm_path), *_uncovered(model, parts, arm_path)]
     if not hasattr(model, "train"):
-        return []
+        return found
     kind = type(model).__module__.rpartition(".")[2]
     steps_in = [i for i, part in enumerate(parts) if hasattr(part, "update_rule") or hasattr(part, "sampling_rule")]
     what = f"steps into the training or the sampling of a denoiser, and a {kind} has its own; leave it out"
     set_here = [f.name for f in fields(train) if f.name in unread(model) and getattr(train, f.name) != f.default]
     return [
+        *found,
         *(Problem(f"{arm_path}[{i}]", what) for i in steps_in),
         *(Problem(f"{train_path}.{name}", f"means nothing to a {kind}; leave it out") for name in set_here),
     ]
+
+
+def _textless(model: Any, parts: Sequence[Any], path: str) -> list[Problem]:
+    """Mitigations that deal with captions, of a model that takes none."""
+    found = [i for i, part in enumerate(parts) if getattr(part, "for_texts", False)]
+    if not found or takes_texts(model, unknown=True):
+        return []
+    what = (
+        "deals with captions, which the model does not take; needs text_to_image or stable_diffusion, or leave it out"
+    )
+    return [Problem(f"{path}[{i}]", what) for i in found]
+
+
+def _uncovered(model: Any, parts: Sequence[Any], path: str) -> list[Problem]:
+    """Guarantees that a model's training goes beyond."""
+    if not hasattr(model, "uncovered"):
+        return []
+    found = [i for i, part in enumerate(parts) if getattr(part, "guarantees", False)]
+    return [Problem(f"{path}[{i}]", f"the model {model.uncovered}") for i in found]

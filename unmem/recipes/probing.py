@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unmem.evaluate.audit import Audit
-from unmem.evaluate.matrix.compute import compute
 from unmem.recipes.recipe import Recipe
 from unmem.rng import derive
-from unmem.rundir import Stage
+from unmem.rundir import Stage, read_json
 from unmem.train.imageset import ImageSet
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ def ask_all(
     directory: Path,
 ) -> None:
     """Ask a model about every image of the audit, and about the audited model's own samples."""
+    from unmem.evaluate.matrix.compute import compute  # with torch, which a finished run does without
+
     groups = dict(audit.groups)
     if generated is not None:
         groups["generated"] = generated
@@ -53,10 +54,13 @@ def ask_all(
 
 
 def generated_set(images: Path, count: int, classes: int) -> ImageSet | None:
-    """The first samples as a third class, with the classes that they were drawn of in turn; None without samples."""
+    """The first samples as a third class, with what they were asked for, or classes in turn; None without samples."""
     if not count or not images.exists():
         return None
     drawn = np.asarray(np.load(images, mmap_mode="r", allow_pickle=False)[:count])
     labels = np.arange(len(drawn)) % classes if classes else None
     names = tuple(str(k) for k in range(classes))
-    return ImageSet.of(drawn, [f"sample/{i:06d}" for i in range(len(drawn))], labels, names)
+    asked = images.with_name("prompts.json")
+    captions = tuple(read_json(asked)[:count]) if asked.exists() else (None,)
+    known = None if None in captions else captions
+    return ImageSet.of(drawn, [f"sample/{i:06d}" for i in range(len(drawn))], labels, names, known)

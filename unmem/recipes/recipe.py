@@ -12,8 +12,10 @@ from unmem.component import ConfigError, Problem, UserError, build, dump, field_
 from unmem.evaluate.analysis import Compare
 from unmem.evaluate.audit import Split
 from unmem.evaluate.matrix.config import Matrix
+from unmem.evaluate.prompting import Prompts
 from unmem.evaluate.shadows import Shadows
 from unmem.recipes import yaml_file
+from unmem.recipes.asked import misplaced, taking_texts
 from unmem.recipes.demands import demands
 from unmem.recipes.given import Given
 from unmem.recipes.own_model import as_own, check_own, own_models, read_by
@@ -31,10 +33,10 @@ ROOMS = {
     "targets": "unmem.evaluate.targets",
 }
 SECTIONS = (
-    "schema", "seed", "data", "model", "train", "sampling", "arms", "targets", "shadows", "matrix", "attacks",
-    "quality", "compare", "smoke",
+    "schema", "seed", "data", "model", "train", "sampling", "prompts", "arms", "targets", "shadows", "matrix",
+    "attacks", "quality", "compare", "smoke",
 )  # fmt: skip
-WAYS = ("apply", "update_rule", "sampling_rule")  # how a mitigation may step in
+WAYS = ("apply", "update_rule", "sampling_rule", "prompt_rule")  # how a mitigation may step in
 SIDES = ("members", "nonmembers")
 DRAWN = ("kind", *field_names(Split))  # what a data section holds beside a data set's own fields
 SHIPPED = Path(__file__).parent
@@ -56,6 +58,7 @@ class Recipe:
         own: model and settings of the arms that have others than ``model`` and ``train``.
         targets: finished models by name; they stand beside the arms.
         shadows: the fleet of each arm; None without.
+        prompts: what models that take texts are asked; None where they draw no samples.
         attacks, quality: components by name.
         resolved: all of it as plain data, defaults included; reading it again gives the same recipe.
     """
@@ -72,6 +75,7 @@ class Recipe:
     own: dict[str, tuple[Any, Train]]
     targets: dict[str, Any]
     shadows: Shadows | None
+    prompts: Prompts | None
     attacks: dict[str, Any]
     quality: dict[str, Any]
     compare: Compare
@@ -85,9 +89,14 @@ class Recipe:
     @property
     def samples(self) -> int:
         """Samples that the attacks and quality measures want at most, and the control with the model's own samples."""
-        parts = (*self.attacks.values(), *self.quality.values())
         control = self.matrix.generated if any(attack.readings for attack in self.attacks.values()) else 0
-        return max([getattr(part, "samples", 0) for part in parts] + [control])
+        return max(self.wanted, control)
+
+    @property
+    def wanted(self) -> int:
+        """Samples that the attacks and quality measures cannot do without."""
+        parts = (*self.attacks.values(), *self.quality.values())
+        return max([getattr(part, "samples", 0) for part in parts], default=0)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -100,12 +109,28 @@ class Recipe:
         return None if self.train is None else self.train.threads
 
     def of_arm(self, name: str) -> Recipe:
-        """The recipe with the model and the settings of training that an arm has; doing so again changes nothing."""
+        """The recipe with the model and the settings of training that an arm has, or with what a control can be asked.
+
+        Doing so again changes nothing.
+        """
+        if getattr(self.targets.get(name), "is_control", False):
+            return self._asked_of(self.targets[name])
         model, train = self.own.get(name, (self.model, self.train))
         if train is None or (model, train) == (self.model, self.train):
             return self
         resolved = {**self.resolved, "model": _resolved(model), "train": read_by(model, train)}
         return replace(self, model=model, train=train, resolved=resolved)
+
+    def _asked_of(self, control: Any) -> Recipe:
+        """The recipe with the attacks and measures alone that need no more than a control gives."""
+        attacks = {name: part for name, part in self.attacks.items() if part.needs <= control.access}
+        quality = {name: part for name, part in self.quality.items() if not part.needs_labels}
+        resolved = {
+            **self.resolved,
+            "attacks": [_resolved(part, name) for name, part in attacks.items()],
+            "quality": [_resolved(part, name) for name, part in quality.items()],
+        }
+        return replace(self, attacks=attacks, quality=quality, resolved=resolved)
 
     @property
     def conditional(self) -> bool:
@@ -149,18 +174,25 @@ def load(recipe: str, *, smoke: bool = False, settings: tuple[str, ...] = ()) ->
         UserError: when the file cannot be read.
     """
     path = locate(recipe)
+    problems: list[Problem] = []
+    plain = read_plain(path, smoke=smoke, problems=problems)
+    return changed(plain, f"{path.stem}-smoke" if smoke else path.stem, settings, path.name, problems)
+
+
+def read_plain(path: Path, *, smoke: bool, problems: list[Problem]) -> dict[str, Any]:
+    """A recipe's file as plain data, its ``smoke`` section laid over the rest or left out.
+
+    Raises:
+        ConfigError: when it does not hold sections; what else is wrong with ``smoke`` is appended to ``problems``.
+        UserError: when the file cannot be read.
+    """
     plain = yaml_file.read(path)
     if not isinstance(plain, Mapping):
         raise ConfigError(path.name, [Problem("", f"needs the sections {', '.join(SECTIONS)}; got {plain!r}")])
     plain = dict(plain)
     overlay = plain.pop("smoke", None) or {}
-    name = path.stem
-    problems: list[Problem] = []
-    if smoke:
-        plain, name = _overlay(plain, overlay, "smoke", problems), f"{name}-smoke"
-    else:
-        _overlay(plain, overlay, "smoke", problems)  # a broken smoke section is a problem even when it is not used
-    return changed(plain, name, settings, path.name, problems)
+    laid_over: dict[str, Any] = _overlay(plain, overlay, "smoke", problems)  # wrong even when it is not used
+    return laid_over if smoke else plain
 
 
 def changed(
@@ -213,7 +245,10 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
     matrix = validate(Matrix, plain.get("matrix", {}), "matrix", problems)
     has_shadows = bool(plain.get("shadows"))
     shadows = validate(Shadows, plain["shadows"], "shadows", problems) if has_shadows else None
-    against = {} if trained else {"against": next(iter(targets), "")}
+    prompts = validate(Prompts, plain["prompts"], "prompts", problems) if plain.get("prompts") is not None else None
+    controls = tuple(name for name, part in targets.items() if getattr(part, "is_control", False))
+    finished = tuple(name for name in targets if name not in controls)
+    against = {} if trained else {"against": next(iter(finished or controls), "")}
     wanted = plain.get("compare", {})
     wanted = {**against, **wanted} if isinstance(wanted, Mapping) else wanted
     compare = validate(Compare, wanted, "compare", problems)
@@ -233,10 +268,14 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
         problems.append(
             Problem("compare.against", f"must be one of the arms {', '.join(names)}; got {compare.against!r}")
         )
+    if compare is not None and len(names) > len(controls) and compare.against in controls:
+        problems.append(Problem("compare.against", f"{compare.against} is a control, on which not every attack is run"))
     canaries = isinstance(plain.get("data"), Mapping) and plain["data"].get("canaries") is not None
     problems += demands(
-        attacks, quality, model=model, access=access, canaries=canaries, shadows=has_shadows, finished=tuple(targets)
-    )
+        attacks, quality, model=model, access=access, canaries=canaries, shadows=has_shadows, finished=finished,
+        asked=taking_texts(model, targets), prompts=plain.get("prompts") is not None,
+    )  # fmt: skip
+    problems += misplaced(arms, targets, model=model, prompts=prompts, sampling=sampling)
     if problems:
         return None
     assert sampling is not None and matrix is not None and compare is not None
@@ -246,6 +285,7 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
         "data": _resolved_data(data, split),
         **({} if train is None else {"model": _resolved(model), "train": read_by(model, train)}),
         "sampling": dump(sampling),
+        **({"prompts": dump(prompts)} if prompts is not None else {}),
         "matrix": dump(matrix),
         **({"shadows": dump(shadows)} if shadows is not None else {}),
         **({"targets": {name: _resolved(part) for name, part in targets.items()}} if targets else {}),
@@ -256,8 +296,8 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
     }
     return Recipe(
         name=name, seed=seed, data=data, split=split, model=model, train=train, sampling=sampling, matrix=matrix,
-        arms=arms, own=own, targets=targets, shadows=shadows, attacks=attacks, quality=quality, compare=compare,
-        resolved=resolved,
+        arms=arms, own=own, targets=targets, shadows=shadows, prompts=prompts, attacks=attacks, quality=quality,
+        compare=compare, resolved=resolved,
     )  # fmt: skip
 
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import html
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
-from markupsafe import Markup
+from jinja2 import UndefinedError
 
 from unmem.component import UserError
+from unmem.recipes import defences, pareto
+from unmem.recipes.arms_table import of_arms, of_controls
+from unmem.recipes.copies_figures import copies_figures, of_copies
 from unmem.recipes.figures import figures, style_of
 from unmem.recipes.membership_figures import membership_figures
-from unmem.recipes.membership_tables import of_canaries, of_membership, of_membership_controls, of_sets
+from unmem.recipes.membership_tables import of_canaries, of_membership, of_membership_controls, of_screens, of_sets
+from unmem.recipes.pages import html, markdown
 from unmem.recipes.statement import laid_out
-from unmem.recipes.tables import NOTHING, cell, counts, epsilon, number, of_arms, of_controls, plain, seconds, title
+from unmem.recipes.tables import NOTHING, cell, counts, epsilon, title
 from unmem.rundir import read_json, write_text
 
-TEMPLATES = Path(__file__).parent / "templates"
 LISTED = 200  # extracted images and quarantined files that are named at most
 LEFT_OUT = "(left out)"
 
@@ -41,12 +42,12 @@ def render(root: Path, *, redact: bool = False) -> list[Path]:
     Raises:
         UserError: when ``comparison.json`` is missing, or a file is damaged or of another version.
     """
-    with _of_this_version(root / "comparison.json"):
+    with of_this_version(root / "comparison.json"):
         run = _read(root)
         view = _view(_redacted(run) if redact else run, redact)
         texts = [
             environment.get_template(f"report.{suffix}.j2").render(view)
-            for suffix, environment in (("html", _html()), ("md", _markdown()))
+            for suffix, environment in (("html", html()), ("md", markdown()))
         ]
     name = "report-redacted" if redact else "report"
     written = [root / f"{name}.html", root / f"{name}.md"]
@@ -66,8 +67,8 @@ def table(comparisons: dict[str, dict[str, Any]]) -> str:
     """
     rows, facts, kinds = [], [], set()
     for run, comparison in comparisons.items():
-        with _of_this_version(Path(run) / "comparison.json"):
-            _check(comparison)
+        with of_this_version(Path(run) / "comparison.json"):
+            check_schema(comparison)
             rows += [{"run": run, "arm": arm, **_brief(found)} for arm, found in comparison["arms"].items()]
             facts.append(f"{run}: {_facts(comparison['data'])}")
             kinds.add(_same(comparison["data"]))
@@ -118,7 +119,7 @@ _MALFORMED = (KeyError, IndexError, TypeError, AttributeError, ValueError, Arith
 
 
 @contextmanager
-def _of_this_version(path: Path) -> Iterator[None]:
+def of_this_version(path: Path) -> Iterator[None]:
     """Turn what a comparison of another form makes fail into a user error that names its file."""
     try:
         yield
@@ -129,7 +130,7 @@ def _of_this_version(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: not a comparison of this version ({what})") from error
 
 
-def _check(comparison: dict[str, Any]) -> None:
+def check_schema(comparison: dict[str, Any]) -> None:
     """Refuse a comparison of another schema."""
     if comparison["schema"] != 1:
         raise ValueError(f"schema {comparison['schema']!r}")
@@ -138,7 +139,7 @@ def _check(comparison: dict[str, Any]) -> None:
 def _read(root: Path) -> Run:
     """Read a run directory; files that unfinished runs lack count as empty."""
     comparison = read_json(root / "comparison.json")
-    _check(comparison)
+    check_schema(comparison)
 
     def optional(path: Path, missing: Any) -> Any:
         return read_json(path) if path.exists() else missing
@@ -162,6 +163,7 @@ def _view(run: Run, redacted: bool) -> dict[str, Any]:
     return {
         "comparison": comparison,
         "facts": _facts(comparison["data"]),
+        "times": _times(comparison["data"]),
         "redacted": redacted,
         "arms": arms,
         "shadows": comparison["shadows"],
@@ -171,14 +173,20 @@ def _view(run: Run, redacted: bool) -> dict[str, Any]:
         "tables": {
             "arms": of_arms(comparison),
             "controls": of_controls(comparison),
+            "copies": of_copies(comparison),
             "membership": of_membership(comparison),
             "membership_controls": of_membership_controls(comparison),
             "sets": of_sets(comparison),
+            "screens": of_screens(comparison),
             "canaries": of_canaries(comparison),
         },
+        "defences": defences.lines(comparison),
+        "access": defences.ACCESS,
+        "fronts": _fronts(comparison),
+        "pareto_rule": pareto.RULE,
         "differences": _differences(comparison),
         "estimates": _estimates(comparison),
-        "figures": [*membership_figures(comparison), *figures(comparison)],
+        "figures": [*membership_figures(comparison), *copies_figures(comparison), *figures(comparison)],
         "extracted": _extracted(run),
         "samples": {arm: gallery["samples"] for arm, gallery in run.galleries.items() if gallery["samples"]},
         "dropped": _dropped(run),
@@ -193,9 +201,15 @@ def _view(run: Run, redacted: bool) -> dict[str, Any]:
 
 def _facts(data: Mapping[str, Any]) -> str:
     """The data in one line."""
-    planted = f", {data['planted']:,} planted {data['copies']} times" if data["planted"] else ""
+    planted = f", {data['planted']:,} planted {_times(data)} times" if data["planted"] else ""
     shape = " \N{MULTIPLICATION SIGN} ".join(str(side) for side in data["shape"])
     return f"{data['kind']}, {shape}: {data['members']:,} members, {data['nonmembers']:,} held out{planted}"
+
+
+def _times(data: Mapping[str, Any]) -> str:
+    """How often a planted image is in the training set."""
+    fewest, most = data.get("fewest_copies", data["copies"]), data["copies"]  # earlier runs have one number
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def _same(data: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -224,6 +238,17 @@ def _differences(comparison: dict[str, Any]) -> list[dict[str, Any]]:
         one = shared.pop() if len(shared) == 1 else ""
         rows.append({"attack": attack, "figure": title(figure), "counts": one, "cells": cells})
     return rows
+
+
+def _fronts(comparison: dict[str, Any]) -> list[dict[str, Any]]:
+    """The Pareto fronts that have two arms to choose from, as words."""
+    shown = []
+    for entry in comparison.get("pareto", []):  # earlier runs have none
+        if len(entry["front"]) + len(entry["dominated"]) > 1:
+            beaten = [f"{arm} (by {', '.join(others)})" for arm, others in entry["dominated"].items()]
+            leak = f"{entry['attack']}: {title(entry['figure'])}"
+            shown.append({**entry, "leak": leak, "beaten": ", ".join(beaten)})
+    return shown
 
 
 def _sign(estimate: Mapping[str, Any]) -> int:
@@ -285,7 +310,8 @@ def _redacted(run: Run) -> Run:
     for name, arm in run.comparison["arms"].items():
         attacks = {attack: _without_sources(report) for attack, report in arm["attacks"].items()}
         mitigations = [{"kind": part["kind"]} for part in arm["mitigations"]]
-        arms[name] = {**arm, "attacks": attacks, "mitigations": mitigations}
+        own = {section: without_texts(found) for section, found in arm.get("own", {}).items()}
+        arms[name] = {**arm, "attacks": attacks, "mitigations": mitigations, "own": own}
     galleries = {
         name: {
             **gallery,
@@ -301,6 +327,11 @@ def _redacted(run: Run) -> Run:
         for entry in run.quarantine
     ]
     return Run({**run.comparison, "arms": arms}, provenance, quarantine, galleries)
+
+
+def without_texts(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings whose texts, which may be paths, are left out."""
+    return {key: value for key, value in settings.items() if key == "kind" or isinstance(value, (bool, int, float))}
 
 
 def _without_sources(report: dict[str, Any]) -> dict[str, Any]:
@@ -323,34 +354,3 @@ def _hash(name: str) -> str:
     """An id without the source's path: the hash, and the number of a planted copy."""
     found = _ID.fullmatch(name)
     return found[1] + (found[2] or "") if found else LEFT_OUT
-
-
-# Two environments: both escape every value, each in its own way.
-
-
-def _environment(**options: Any) -> Environment:
-    """What both have in common."""
-    made = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True, **options,
-    )  # fmt: skip
-    filters: list[Callable[..., str]] = [number, plain, seconds]
-    made.filters |= {function.__name__: function for function in filters}
-    return made
-
-
-def _html() -> Environment:
-    """HTML: Jinja's own escaping."""
-    return _environment()
-
-
-def _markdown() -> Environment:
-    """Markdown: what could end a table's cell or start markup is escaped; line breaks become spaces."""
-
-    def escape(value: Any) -> Markup:
-        if isinstance(value, Markup):
-            return value
-        text = html.escape(" ".join(str(value).split()), quote=False)
-        return Markup(re.sub(r"[\\`*|\[\]]", r"\\\g<0>", text))
-
-    return _environment(finalize=escape)

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from unmem.recipes import fleet, report, yaml_file
 from unmem.recipes.arm import Arm
 from unmem.recipes.comparison import compare
 from unmem.recipes.execution import run_attacks, run_model, run_shadow
-from unmem.recipes.fleet import Cluster, Job
+from unmem.recipes.fleet import Cluster, Failures, Job
 from unmem.recipes.given import Given
+from unmem.recipes.prompting import chosen_by
 from unmem.recipes.recipe import Recipe, check
 from unmem.rundir import PARTIAL, Stage, first_difference, provenance, read_json, write_json, write_text
 
@@ -41,23 +43,87 @@ def run(
     Raises:
         UserError: for unknown arms, a directory of another recipe, or one that another process works in.
     """
+    check_arms(recipe, only)
+    if _processes() > 1:
+        return _run_together(recipe, root, only, arguments)
+    with opened(recipe, root, only) as run:
+        if run.concluded:
+            progress.say(f"{root}: nothing to do, all of it is finished")
+            return root
+        work_off([run], recipe.threads, cluster)
+        run.conclude(arguments)
+    return root
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory that we hold, with its data drawn.
+
+    Attributes:
+        root: the directory.
+        recipe: the checked recipe.
+        arms: all of its arms.
+        only: the names of those to run; all when empty.
+        cell: of a sweep; empty for a run of its own.
+    """
+
+    root: Path
+    recipe: Recipe
+    arms: list[Arm]
+    only: tuple[str, ...]
+    cell: str = ""
+
+    @property
+    def waiting(self) -> list[Arm]:
+        """The arms to run that are not finished."""
+        return [arm for arm in self.arms if (not self.only or arm.name in self.only) and not arm.finished]
+
+    @property
+    def concluded(self) -> bool:
+        """Whether there is nothing to do: no arm waits, and comparison and report speak of every finished one."""
+        if self.waiting or not all((self.root / name).exists() for name in _CONCLUSIONS):
+            return False
+        return set(read_json(self.root / "comparison.json")["arms"]) == {arm.name for arm in self.arms if arm.finished}
+
+    def conclude(self, arguments: list[str]) -> None:
+        """Compare the arms, record where the numbers came from, and render the report."""
+        write_json(self.root / "comparison.json", compare(self.recipe, self.arms, self.root))
+        write_json(self.root / "provenance.json", provenance(arguments, _device(), _processes()))
+        report.render(self.root)
+
+
+_CONCLUSIONS = ("comparison.json", "report.html", "report.md")
+
+
+@contextmanager
+def opened(recipe: Recipe, root: Path, only: tuple[str, ...], cell: str = "") -> Iterator[Run]:
+    """Hold a run directory and prepare it (see :func:`run` for what may be wrong)."""
+    with locked(root):
+        upstream = prepare(recipe, root)
+        yield Run(root, recipe, [Arm(recipe, name, root, upstream) for name in recipe.models], only, cell)
+
+
+def check_arms(recipe: Recipe, only: tuple[str, ...]) -> None:
+    """Refuse names that no arm has."""
     if unknown := [name for name in only if name not in recipe.models]:
         raise UserError(
             f"--arm {unknown[0]}: no such arm{suggest(unknown[0], recipe.models)}; have {', '.join(recipe.models)}"
         )
-    if _processes() > 1:
-        return _run_together(recipe, root, only, arguments)
-    with _locked(root):
-        upstream = prepare(recipe, root)
-        arms = [Arm(recipe, name, root, upstream) for name in recipe.models]
-        waiting = [arm for arm in arms if (not only or arm.name in only) and not arm.finished]
-        if not waiting and _concluded(arms, root):
-            progress.say(f"{root}: nothing to do, all of it is finished")
-            return root
-        for jobs in phases(waiting):
-            fleet.run(jobs, recipe.threads, cluster)
-        _conclude(recipe, arms, root, arguments)
-    return root
+
+
+def work_off(
+    runs: list[Run],
+    threads: int | None,
+    cluster: Cluster | None,
+    most: int | None = None,
+    failures: Failures | None = None,
+) -> None:
+    """Do what waits in all of these runs, from one pool of jobs (arguments as for :func:`fleet.run`)."""
+    cells = {run.root: run.cell for run in runs}
+    for jobs in phases([arm for run in runs for arm in run.waiting]):
+        failed = {(job.root, job.arm) for job in failures or ()}
+        going = [replace(job, cell=cells[job.root]) for job in jobs if (job.root, job.arm) not in failed]
+        fleet.run(going, threads, cluster, most, failures)
 
 
 def phases(arms: list[Arm]) -> Iterator[list[Job]]:
@@ -86,10 +152,10 @@ def prepare(recipe: Recipe, root: Path) -> str:
     if file.exists():
         if (found := yaml_file.read(file)) != recipe.resolved:
             raise UserError(f"{root}: holds a run of another recipe ({first_difference(found, recipe.resolved)})")
-    elif root.exists() and any(entry.name != _LOCK for entry in root.iterdir()):
+    elif root.exists() and any(entry.name != LOCK for entry in root.iterdir()):
         raise UserError(f"{root}: is not empty and holds no run; choose another --out")
     write_text(file, yaml_file.to_text(recipe.resolved))
-    stage = _data_stage(recipe, root)
+    stage = data_stage(recipe, root)
     if not stage.finished:
         stage.begin()
         scratch = root / "scratch"
@@ -112,6 +178,8 @@ def _split(recipe: Recipe, scratch: Path, quarantine: Path) -> Audit:
     for name, attack in recipe.attacks.items():
         if "captions" in attack.needs and audit.data.captions is None:
             raise UserError(f"attacks.{name}: needs images with captions, and these have none; leave it out")
+    if recipe.prompts is not None:
+        chosen_by(recipe, recipe.prompts, audit)  # too few are complained of before anything is trained
     write_json(quarantine, [{"source": r.source, "reason": r.reason} for r in rejected])
     if rejected:
         progress.say(f"data: {len(rejected)} images could not be used; they are listed in quarantine.json")
@@ -156,24 +224,26 @@ def _work(arm: Arm, part: str) -> None:
         run_attacks(arm)
 
 
-_LOCK = ".lock"
+LOCK = ".lock"
 
 
-def _data_stage(recipe: Recipe, root: Path) -> Stage:
-    """The stage that draws the split."""
-    inputs = {"seed": recipe.seed, "data": recipe.resolved["data"], "fingerprint": recipe.data.fingerprint()}
+def data_stage(recipe: Recipe, root: Path, fingerprint: str | None = None) -> Stage:
+    """The stage that draws the split; ``fingerprint`` is that of the recipe's data, where it is known already."""
+    if fingerprint is None:
+        fingerprint = recipe.data.fingerprint()
+    inputs = {"seed": recipe.seed, "data": recipe.resolved["data"], "fingerprint": fingerprint}
     if recipe.split is not None and recipe.split.canaries is not None:
         inputs["canaries"] = recipe.split.canaries.fingerprint()
     return Stage(root / "data", {"stage": "data", **inputs})
 
 
 @contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One process at a time in a run directory; the lock dies with its holder."""
+def locked(root: Path) -> Iterator[None]:
+    """One process at a time in a directory; the lock dies with its holder."""
     from filelock import FileLock, Timeout
 
     root.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(root / _LOCK)
+    lock = FileLock(root / LOCK)
     try:
         lock.acquire(timeout=5)  # a killed run's children need a moment to notice
     except Timeout:
@@ -193,32 +263,18 @@ def _run_together(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: 
 
     accelerator = make_accelerator(recipe.train)
     if accelerator.is_main_process:
-        with _locked(root):
+        with locked(root):
             prepare(recipe, root)
     accelerator.wait_for_everyone()
-    arms = [Arm(recipe, name, root, _data_stage(recipe, root).key) for name in recipe.models]
+    arms = [Arm(recipe, name, root, data_stage(recipe, root).key) for name in recipe.models]
     for jobs in phases([arm for arm in arms if not only or arm.name in only]):
         for job in jobs:
             with progress.within(job.title):
                 _work(next(arm for arm in arms if arm.name == job.arm), job.part)
     if accelerator.is_main_process:
-        _conclude(recipe, arms, root, arguments)
+        Run(root, recipe, arms, only).conclude(arguments)
     accelerator.wait_for_everyone()
     return root
-
-
-def _conclude(recipe: Recipe, arms: list[Arm], root: Path, arguments: list[str]) -> None:
-    """Compare the arms, record where the numbers came from, and render the report."""
-    write_json(root / "comparison.json", compare(recipe, arms, root))
-    write_json(root / "provenance.json", provenance(arguments, _device(), _processes()))
-    report.render(root)
-
-
-def _concluded(arms: list[Arm], root: Path) -> bool:
-    """Whether comparison and report speak of every finished arm."""
-    if not all((root / name).exists() for name in ("comparison.json", "report.html", "report.md")):
-        return False
-    return set(read_json(root / "comparison.json")["arms"]) == {arm.name for arm in arms if arm.finished}
 
 
 def _processes() -> int:

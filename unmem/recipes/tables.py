@@ -1,4 +1,4 @@
-"""The report's tables of arms, and its numbers: every one is formatted here."""
+"""What the report's tables are made of, and its numbers: every one is formatted here."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decimal import ROUND_CEILING, Context
 from itertools import groupby
 from typing import Any
 
-from unmem.recipes.figures import FEW, parts
+from unmem.recipes.figures import parts
 
 NOTHING = "\N{EN DASH}"
 _UPWARD = Context(prec=6, rounding=ROUND_CEILING)
@@ -67,17 +67,23 @@ def _percent(estimate: Mapping[str, Any]) -> str:
 
 
 _FIGURES = {
+    "flagged": "prompts flagged",
     "extracted": "extracted",
     "extracted_planted": "planted",
     "false_positives": "false positives",
+    "precision": "precision",
+    "recall": "recall",
+    "copied": "copies",
+    "copied_held_out": "copies of held-out images",
     "auc": "AUC",
     "auc_as_trained": "AUC, as trained",
     "auc_planted": "AUC, planted",
     "tpr_at_fpr": "TPR at FPR",
-    "balanced_accuracy": "balanced accuracy",
     "nearer_to_training": "nearer to training",
+    "balanced_accuracy": "balanced accuracy",
     "extracted_at_10x": "extracted, of 10 times the samples",
     "false_positives_at_10x": "false positives, of 10 times",
+    "extracted_by_copies": "extracted, of copies",
     "epsilon": "\N{GREEK SMALL LETTER EPSILON} at least",
     "epsilon_gdp": "\N{GREEK SMALL LETTER EPSILON} at least, if Gaussian",
     "exposure": "exposure at copies",
@@ -89,7 +95,10 @@ _FIGURES = {
     "p_value_control": "p, held out",
     "power": "power at images",
 }
-HEADLINES = tuple(list(_FIGURES)[:9])  # the others stand in tables of their own
+HEADLINES = (  # the others stand in tables of their own
+    "flagged", "extracted", "extracted_planted", "false_positives", "precision", "recall", "copied", "copied_held_out",
+    "auc", "auc_as_trained", "auc_planted", "tpr_at_fpr", "nearer_to_training",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -150,9 +159,19 @@ def arm_rows(comparison: Mapping[str, Any]) -> list[Row]:
     """A row for each arm."""
     rows = []
     for name, arm in comparison["arms"].items():
+        own = arm.get("own", {})  # earlier runs lack it
+        words = [f"{section} {found.get('kind') or said(found)}" for section, found in own.items()]
         kinds = ", then ".join(part["kind"] for part in arm["mitigations"])
-        rows.append(Row(name, kinds or ("no mitigation" if arm["trained"] else "a finished model"), is_arm=True))
+        of_none = "a control" if arm.get("control") else "a finished model"
+        words.append(kinds or ("no mitigation" if arm["trained"] else of_none))
+        rows.append(Row(name, "; ".join(words), is_arm=True))
     return rows
+
+
+def said(settings: Mapping[str, Any]) -> str:
+    """Settings on one line, the kind first."""
+    words = [str(settings["kind"])] if "kind" in settings else []
+    return " ".join(words + [f"{key} {plain(value, key)}" for key, value in settings.items() if key != "kind"])
 
 
 def table(head: str, rows: list[Row], columns: list[Column]) -> Table:
@@ -174,39 +193,6 @@ def table(head: str, rows: list[Row], columns: list[Column]) -> Table:
             marked.append(replace(column, cells=cells))
     groups = [(group, len(list(members))) for group, members in groupby(marked, key=lambda column: column.group)]
     return Table(head, rows, groups, marked, notes)
-
-
-def of_arms(comparison: dict[str, Any]) -> Table:
-    """What each arm trained on, gives away, is worth, and what is proven; at what cost."""
-    arms = comparison["arms"]
-    trained = {
-        name: Cell(f"{arm['training_images']:,}", f"{arm['dropped']:,} dropped" if arm["dropped"] else "")
-        if arm["trained"]
-        else Cell(NOTHING)
-        for name, arm in arms.items()
-    }
-    proven = {name: epsilon(arm["privacy"]) for name, arm in arms.items()}
-    spent_on = {name: Cell(seconds(arm["seconds"].get("train"))) for name, arm in arms.items()}
-    columns = [Column("training", "images", trained)] if any(arm["trained"] for arm in arms.values()) else []
-    crowded = len(membership_attacks(comparison)) > FEW
-    for attack, reports in parts(comparison, "attacks").items():
-        kind = kind_of_report(reports)
-        if kind == "extraction" or (kind == "membership" and not (crowded or is_blind(reports))):
-            columns += attack_columns(attack, reports, arms, only=HEADLINES)
-    columns += _quality_columns(comparison)
-    if columns and any(arm["trained"] for arm in arms.values()):
-        columns.append(Column("proven", "\N{GREEK SMALL LETTER EPSILON} for one image", proven))
-        columns.append(Column("cost", "training, s", spent_on))
-    return table("arm", arm_rows(comparison), columns)
-
-
-def of_controls(comparison: dict[str, Any]) -> Table:
-    """Attacks that say whether the others can be believed."""
-    columns = []
-    for name, reports in parts(comparison, "attacks").items():
-        if is_blind(reports) or kind_of_report(reports) == "nearness":
-            columns += attack_columns(name, reports, comparison["arms"], only=HEADLINES)
-    return table("arm", arm_rows(comparison), columns)
 
 
 def kind_of_report(reports: Mapping[str, Any]) -> str:
@@ -243,19 +229,6 @@ def attack_columns(
         estimates = {arm: reports.get(arm, {"estimates": {}})["estimates"].get(name) for arm in arms}
         counted = any(report["type"] == "extraction" for report in reports.values())
         columns.append(Column(attack, title(name), {arm: cell(found, counted) for arm, found in estimates.items()}))
-    return columns
-
-
-def _quality_columns(comparison: dict[str, Any]) -> list[Column]:
-    """Each quality figure beside what real images reach."""
-    columns = []
-    for name, reports in parts(comparison, "quality").items():
-        first = next(iter(reports.values()))
-        cells = {arm: cell(reports[arm]["estimate"] if arm in reports else None) for arm in comparison["arms"]}
-        below = f"{first['better']} is better; real: {number(first['reference'])}"
-        note = f"Real images: {first['reference_name']}."
-        cells = {arm: replace(cell, note=f"{note} {cell.note}".strip()) for arm, cell in cells.items()}
-        columns.append(Column("quality", name, cells, below))
     return columns
 
 

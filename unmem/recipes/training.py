@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,19 @@ if TYPE_CHECKING:
     from unmem.train.update import UpdateRule
 
 LEDGER = "ledger.json"
+CAPTIONS = "captions.json"  # beside the ledger, where images were given other captions
 
 
 def data_stage(directory: Path, mitigations: Sequence[Any], plain: list[dict[str, Any]], **inputs: Any) -> Stage:
     """The stage that applies data mitigations; ``inputs`` say to what."""
-    on_data = [p for p, part in zip(plain, mitigations, strict=True) if hasattr(part, "apply")]
+    on_data = [_with_files(p, part) for p, part in zip(plain, mitigations, strict=True) if hasattr(part, "apply")]
     return Stage(directory / "data", {"stage": "data", **inputs, "mitigations": on_data})
+
+
+def _with_files(plain: dict[str, Any], part: Any) -> dict[str, Any]:
+    """A mitigation as plain data, with a digest of the files that it names."""
+    digest = part.fingerprint() if hasattr(part, "fingerprint") else None
+    return plain if digest is None else {**plain, "files": digest}
 
 
 def train_stage(
@@ -43,7 +50,9 @@ def train_stage(
 def mitigate(
     data: ImageSet, mitigations: Sequence[Any], seed: int, names: tuple[str | int, ...], directory: Path
 ) -> None:
-    """Apply data mitigations in order, and write ``ledger.json``; ``names`` are of their randomness under ``seed``.
+    """Apply data mitigations in order, and write ``ledger.json`` and what they gave of captions, ``captions.json``.
+
+    ``names`` are of their randomness under ``seed``.
 
     Raises:
         UserError: when one changes images, or does not account for each.
@@ -54,17 +63,34 @@ def mitigate(
             kept, ledger = part.apply(data, stream(seed, *names, i))
             if sorted([*kept.ids, *(entry.id for entry in ledger)]) != sorted(data.ids):
                 raise UserError(f"{kind_of(part)}: its ledger does not account for every image that it was given")
-            if not np.array_equal(kept.rows, data.select(kept.ids).rows) or kept.store is not data.store:
-                raise UserError(f"{kind_of(part)}: may leave images out, but neither change nor add any")
+            if not _unchanged(kept, data.select(kept.ids)):
+                raise UserError(
+                    f"{kind_of(part)}: may leave images out, and give captions alternatives, but neither change nor "
+                    "add any image, label or caption"
+                )
             data = kept
             dropped += [asdict(entry) for entry in ledger]
+    if data.alternatives is not None:
+        given = {name: texts for name, texts in zip(data.ids, data.alternatives, strict=True) if texts}
+        write_json(directory / CAPTIONS, {"alternatives": given})
     write_json(directory / LEDGER, {"kept": len(data), "dropped": dropped})
 
 
+def _unchanged(kept: ImageSet, given: ImageSet) -> bool:
+    """Whether all but the alternatives is the same."""
+    same = kept.store is given.store and np.array_equal(kept.rows, given.rows)
+    labels = (kept.labels is None) == (given.labels is None) and np.array_equal(kept.labels, given.labels)  # type: ignore[arg-type]
+    return same and labels and (kept.label_names, kept.captions) == (given.label_names, given.captions)
+
+
 def left_by(directory: Path, data: ImageSet) -> ImageSet:
-    """What the data mitigations left of ``data``, by the ledger that :func:`mitigate` wrote."""
+    """What the data mitigations left of ``data``, with the captions they gave, by what :func:`mitigate` wrote."""
     gone = {entry["id"] for entry in read_json(directory / LEDGER)["dropped"]}
-    return data.take(np.array([i for i, name in enumerate(data.ids) if name not in gone], dtype=np.int64))
+    left = data.take(np.array([i for i, name in enumerate(data.ids) if name not in gone], dtype=np.int64))
+    if not (directory / CAPTIONS).exists():
+        return left
+    given = read_json(directory / CAPTIONS)["alternatives"]
+    return replace(left, alternatives=tuple(tuple(given.get(name, ())) for name in left.ids))
 
 
 def left_out_by(kind: str, directory: Path, data: ImageSet) -> ImageSet:

@@ -41,15 +41,23 @@ def contradictions(comparison: dict[str, Any]) -> list[str]:
 def _arm(name: str, arm: dict[str, Any], comparison: dict[str, Any]) -> list[str]:
     """What one arm gives away."""
     data, parts = comparison["data"], []
-    for attack in arm["attacks"].values():
+    by = _named(arm["attacks"])
+    for attack_name, attack in arm["attacks"].items():
         figures = attack["estimates"]
         if attack["type"] == "extraction":
-            text = f"{figures['extracted']['n']['successes']} of {data['members']} training images can be extracted"
+            found = figures["extracted"]["n"]
+            asked = "" if found["trials"] == data["members"] else " that were asked for"
+            text = f"{found['successes']} of {found['trials']} training images{asked} can be extracted"
+            text += f" by{by[attack_name]}" if attack_name in by else ""
             if "extracted_planted" in figures:
                 planted = figures["extracted_planted"]["n"]
                 text += f" ({planted['successes']} of the {planted['trials']} planted)"
             false = figures["false_positives"]["n"]
             parts.append(f"{text}; the same rule matches {false['successes']} of {false['trials']} held-out images")
+            if "flagged" in figures:
+                flagged = figures["flagged"]["n"]
+                parts.append(f"{flagged['successes']} of {flagged['trials']} prompts give like images again and again")
+    parts += _copies(arm["attacks"])
     parts += _membership(arm["attacks"], comparison["confidence"])
     sentences = [f"{name}: {'; '.join(parts)}."] if parts else []
     sentences += [f"{name}: {text}" for text in _sets_and_canaries(arm["attacks"])]
@@ -57,6 +65,23 @@ def _arm(name: str, arm: dict[str, Any], comparison: dict[str, Any]) -> list[str
     if (spent := arm["privacy"]) is not None:
         sentences.append(_proven(name, spent, data))
     return sentences
+
+
+def _named(attacks: dict[str, Any]) -> dict[str, str]:
+    """The name, with a space before it, of each extraction attack, where there are several to tell apart."""
+    names = [name for name, attack in attacks.items() if attack["type"] == "extraction"]
+    return {name: f" {name}" for name in names} if len(names) > 1 else {}
+
+
+def _copies(attacks: dict[str, Any]) -> list[str]:
+    """How many samples are as similar to a training image as held-out images seldom are, beside the control."""
+    found = []
+    for name, attack in attacks.items():
+        if attack["type"] == "similarity":
+            mine, control = (attack["estimates"][figure]["n"] for figure in ("copied", "copied_held_out"))
+            text = f"{mine['successes']} of {mine['trials']} samples copy a training image by {name}"
+            found.append(f"{text}, {control['successes']} a held-out one")
+    return found
 
 
 def _membership(attacks: dict[str, Any], confidence: float) -> list[str]:
@@ -126,9 +151,9 @@ def _unguarded(name: str, arm: dict[str, Any]) -> list[str]:
         for attack_name, attack in arm["attacks"].items()
         if attack["type"] in ("membership", "dataset_inference", "canaries") and attack["kind"] != "blind"
     ]
-    if not asking or not arm.get("sampling"):
+    guards = " and ".join((arm.get("sampling") or {"guards": []})["guards"])
+    if not asking or not guards:
         return []
-    guards = " and ".join(arm["sampling"]["guards"])
     text = f"Caution: in {name}, {guards} stands before samples alone; {', '.join(asking)} would see the same without"
     return [text + ", since the network itself is asked."]
 
@@ -198,16 +223,20 @@ def _cautions(comparison: dict[str, Any]) -> list[str]:
         cautions += _doubts(name, arm["privacy"] or {})
         cautions += _fooled(name, arm["attacks"])
         cautions += _unguarded(name, arm)
-        for attack in arm["attacks"].values():
+        by = _named(arm["attacks"])
+        for attack_name, attack in arm["attacks"].items():
             figures = attack["estimates"]
             if attack["kind"] == "blind" and figures["auc"]["low"] > 0.5 and figures["auc"]["value"] > GUESSABLE:
                 cautions.append(
                     "Caution: members can be told from held-out images without any model "
                     f"(blind AUC {figures['auc']['value']:.2f}); membership figures say little about the model."
                 )
+            if arm.get("control"):
+                continue  # it is there to be matched
             if attack["type"] == "extraction" and (false := figures["false_positives"]["n"])["successes"]:
+                rule = f"the extraction rule{f' of{by[attack_name]}' if attack_name in by else ''}"
                 cautions.append(
-                    f"Caution: in {name} the extraction rule also matches {false['successes']} of {false['trials']} "
+                    f"Caution: in {name} {rule} also matches {false['successes']} of {false['trials']} "
                     "held-out images, which no model has seen: at that rate, extracted images may be chance too."
                 )
     return list(dict.fromkeys(cautions))

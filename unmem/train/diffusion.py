@@ -22,7 +22,7 @@ class Diffusion:
     """A noise schedule and what the network predicts.
 
     Attributes:
-        alphas_cumprod: float32 [T], alpha_bar_t.
+        alphas_cumprod: float32 [T], alpha_bar_t; float64 where 1 - alpha_bar_t is too small for that.
         prediction: ``epsilon``, ``v_prediction`` or ``sample``.
     """
 
@@ -76,7 +76,7 @@ class Diffusion:
     def _scales(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), shaped for images."""
         alpha_bar = self.alphas_cumprod[t].view(-1, 1, 1, 1)
-        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        return alpha_bar.sqrt().float(), (1 - alpha_bar).sqrt().float()
 
 
 def make_scheduler(schedule: str, prediction: str, timesteps: int) -> Any:
@@ -84,6 +84,16 @@ def make_scheduler(schedule: str, prediction: str, timesteps: int) -> Any:
     from diffusers import DDPMScheduler
 
     return DDPMScheduler(num_train_timesteps=timesteps, beta_schedule=SCHEDULES[schedule], prediction_type=prediction)
+
+
+def make_latent_scheduler(schedule: str, prediction: str, timesteps: int) -> Any:
+    """The same for latents, which are not clipped, with the offset that StableDiffusionPipeline's schedules have."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        num_train_timesteps=timesteps, beta_schedule=SCHEDULES[schedule], prediction_type=prediction,
+        clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+    )  # fmt: skip
 
 
 def to_model(images: np.ndarray, device: torch.device | str = "cpu") -> Tensor:

@@ -11,20 +11,22 @@ from torch import Tensor, nn
 
 from unmem.rng import torch_stream
 from unmem.train.config import Train
-from unmem.train.diffusion import Diffusion, to_model
+from unmem.train.diffusion import Diffusion
 from unmem.train.imageset import ImageSet
+from unmem.train.inputs import Inputs
 from unmem.train.noise_levels import NoiseLevels
-from unmem.train.update import UpdateRule
+from unmem.train.update import UpdateRule, evaluating
 
 REHEARSED = 64  # made-up images at most
 
 
 def made_up(data: ImageSet, batch: int) -> ImageSet:
-    """Noise of the data's shape with random labels: what a rule rehearses on, since the data may be private."""
+    """Noise of the data's shape, random labels, and texts: what a rule rehearses on, since the data may be private."""
     random, size = np.random.default_rng(0), min(batch, REHEARSED)
     labels = None if data.labels is None else random.integers(max(len(data.label_names), 1), size=size)
     images = random.integers(256, size=(size, *data.shape), dtype=np.uint8)
-    return ImageSet.of(images, [f"made up {i}" for i in range(size)], labels, data.label_names)
+    names = [f"made up {i}" for i in range(size)]
+    return ImageSet.of(images, names, labels, data.label_names, None if data.captions is None else tuple(names))
 
 
 class Draw:
@@ -42,11 +44,11 @@ class Draw:
         positions: np.ndarray,
         config: Train,
         levels: NoiseLevels,
-        num_classes: int | None,
+        inputs: Inputs,
         rule: UpdateRule,
         step: int,
     ) -> None:
-        self.data, self.positions, self.config, self.num_classes = data, positions, config, num_classes
+        self.data, self.positions, self.config, self.inputs = data, positions, config, inputs
         self.levels, self.rule = levels, rule
         self.seed, self.step, self.multiplicity = rule.seed, step, rule.multiplicity
         self._block: tuple[int, tuple[Tensor, ...]] = (-1, ())
@@ -56,26 +58,51 @@ class Draw:
 
         The model sees an image's draws one after the other: row r belongs to slot r // multiplicity.
         """
-        device = accelerator.device
-        t, eps, flips, dropped = self._drawn(slots, device)
-        mine = self.positions[slots]
-        x0 = to_model(self.data.images(mine), device).repeat_interleave(self.multiplicity, 0)
-        if self.config.flip:
-            x0 = torch.where(flips.view(-1, 1, 1, 1), x0.flip(-1), x0)
-        labels = None
-        if self.num_classes is not None and self.data.labels is not None:
-            labels = torch.from_numpy(self.data.labels[mine]).to(device).repeat_interleave(self.multiplicity)
-            labels = torch.where(dropped, self.num_classes, labels)
+        x0, t, eps, condition = self._rows(slots, accelerator.device)
         with accelerator.autocast():
-            each = diffusion.losses(model, x0, t, eps, labels)
-        return each if self.multiplicity == 1 else each.view(-1, self.multiplicity).mean(1)
+            each = diffusion.losses(model, x0, t, eps, condition)
+        return self._by_image(each)
+
+    def text_noise(
+        self, diffusion: Diffusion, model: nn.Module, accelerator: Any, slots: np.ndarray, level: float
+    ) -> Tensor:
+        """|| eps(x_t, text) - eps(x_t, no text) ||, float32 [len(slots)] (Wen et al. 2024, arXiv 2407.21720).
+
+        With the noise of the slot's draws, at one timestep; 0 where the text is dropped.
+        """
+        x0, t, eps, condition = self._rows(slots, accelerator.device)
+        assert condition is not None and self.inputs.null is not None, "a network that is told nothing"
+        t = torch.full_like(t, round(level * (len(diffusion.alphas_cumprod) - 1)))
+        x_t = diffusion.noised(x0, t, eps)
+        with torch.no_grad(), evaluating(model), accelerator.autocast():
+            told = model(x_t, t, class_labels=condition).sample.float()
+            untold = model(x_t, t, class_labels=self.inputs.null.expand_as(condition)).sample.float()
+        noise = diffusion.eps(told, x_t, t) - diffusion.eps(untold, x_t, t)
+        return self._by_image(noise.flatten(1).norm(dim=1))
 
     def timesteps(self, slots: np.ndarray, device: torch.device) -> Tensor:
         """int64 [len(slots), multiplicity], as :meth:`losses` has them."""
         return self._drawn(slots, device)[0].view(-1, self.multiplicity)
 
+    def _rows(self, slots: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Points, timesteps, noise and conditions of these slots' draws, one row a draw."""
+        t, eps, flips, dropped, *chance = self._drawn(slots, device)
+        mine, inputs = self.positions[slots], self.inputs
+        x0 = inputs.points(self.data, mine, mirrored=False).repeat_interleave(self.multiplicity, 0)
+        if self.config.flip:
+            mirrored = inputs.points(self.data, mine, mirrored=True).repeat_interleave(self.multiplicity, 0)
+            x0 = torch.where(flips.view(-1, 1, 1, 1), mirrored, x0)
+        condition = inputs.conditions(self.data, mine.repeat(self.multiplicity), chance[0] if chance else None)
+        if condition is not None and inputs.null is not None:
+            condition = torch.where(dropped.view(-1, *[1] * (condition.dim() - 1)), inputs.null, condition)
+        return x0, t, eps, condition
+
+    def _by_image(self, each: Tensor) -> Tensor:
+        """The mean over an image's draws, [len(slots)]."""
+        return each if self.multiplicity == 1 else each.view(-1, self.multiplicity).mean(1)
+
     def _drawn(self, slots: np.ndarray, device: torch.device) -> list[Tensor]:
-        """Timesteps, noise, flips and dropped labels of these slots' draws, one row a draw."""
+        """Timesteps, noise, flips, dropped conditions and, where texts are chosen, chances, one row a draw."""
         found: list[tuple[Tensor, ...]] = []
         for block in np.unique(slots // self.BLOCK).tolist() or [0]:  # an empty chunk has shapes, too
             inside = torch.from_numpy(slots[slots // self.BLOCK == block] - block * self.BLOCK).to(device)
@@ -87,12 +114,14 @@ class Draw:
         if self._block[0] != block:
             generator = torch_stream(self.seed, "loss", self.step, *([block] if block else []), device=device)
             size = min(self.BLOCK, len(self.positions) - block * self.BLOCK), self.multiplicity
-            height, width, channels = self.data.shape
             t = self.levels.draw(size, generator)
-            eps = torch.randn((*size, channels, height, width), generator=generator, device=device)
+            eps = torch.randn((*size, *self.inputs.shape(self.data)), generator=generator, device=device)
             flips = torch.rand(size, generator=generator, device=device) < 0.5
             dropped = torch.rand(size, generator=generator, device=device) < self.config.label_dropout
-            self._block = block, (t, eps, flips, dropped)
+            drawn = [t, eps, flips, dropped]
+            if self.data.alternatives is not None:
+                drawn.append(torch.rand(size, generator=generator, device=device))
+            self._block = block, tuple(drawn)
         return self._block[1]
 
 
@@ -113,8 +142,12 @@ class NetworkLosses:
         """int64 [len(slots), multiplicity]."""
         return self.draw.timesteps(slots, self.accelerator.device)
 
+    def text_noise(self, slots: np.ndarray, level: float) -> Tensor:
+        """float32 [len(slots)]."""
+        return self.draw.text_noise(self.diffusion, self.network, self.accelerator, slots, level)
+
     def of(self, data: ImageSet, positions: np.ndarray, step: int) -> NetworkLosses:
         """Another batch's."""
         draw = self.draw
-        other = Draw(data, positions, draw.config, draw.levels, draw.num_classes, draw.rule, step)
+        other = Draw(data, positions, draw.config, draw.levels, draw.inputs, draw.rule, step)
         return replace(self, draw=other)

@@ -31,6 +31,8 @@ class ImageSet:
         labels: int64 [n], or None; indices into ``label_names``.
         label_names: the classes' names.
         captions: n texts, or None.
+        alternatives: n lists of other texts, or None. In each step of training one of them, or the caption, stands for
+            the image, each entry as likely as the caption: a text that is listed twice is twice as likely.
     """
 
     store: np.ndarray = field(repr=False)
@@ -39,12 +41,15 @@ class ImageSet:
     labels: np.ndarray | None = field(default=None, repr=False)
     label_names: tuple[str, ...] = ()
     captions: tuple[str, ...] | None = field(default=None, repr=False)
+    alternatives: tuple[tuple[str, ...], ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         assert self.store.ndim == 4 and self.store.dtype == np.uint8 and self.store.shape[3] in (1, 3)
         assert len(self.rows) == len(self.ids) and len(set(self.ids)) == len(self.ids)
         assert self.labels is None or len(self.labels) == len(self.ids)
         assert self.captions is None or len(self.captions) == len(self.ids)
+        if self.alternatives is not None:
+            assert self.captions is not None and len(self.alternatives) == len(self.ids)
 
     @classmethod
     def of(
@@ -82,6 +87,7 @@ class ImageSet:
             ids=tuple(self.ids[i] for i in positions),
             labels=None if self.labels is None else self.labels[positions],
             captions=None if self.captions is None else tuple(self.captions[i] for i in positions),
+            alternatives=None if self.alternatives is None else tuple(self.alternatives[i] for i in positions),
         )
 
     def positions(self, ids: tuple[str, ...] | list[str]) -> np.ndarray:
@@ -107,6 +113,8 @@ class ImageSet:
             del out
         labels = None if self.labels is None else self.labels.tolist()
         index = {"ids": self.ids, "labels": labels, "label_names": self.label_names, "captions": self.captions}
+        if self.alternatives is not None:
+            index["alternatives"] = self.alternatives
         write_json(directory / "index.json", index)
 
     @classmethod
@@ -123,8 +131,9 @@ class ImageSet:
             raise UserError(f"{directory / 'images.npy'}: cannot be read ({error})") from None
         labels = None if index["labels"] is None else np.array(index["labels"], dtype=np.int64)
         captions = None if index["captions"] is None else tuple(index["captions"])
+        alternatives = tuple(map(tuple, index["alternatives"])) if "alternatives" in index else None
         names = tuple(index["label_names"])
-        return cls(store, np.arange(len(store)), tuple(index["ids"]), labels, names, captions)
+        return cls(store, np.arange(len(store)), tuple(index["ids"]), labels, names, captions, alternatives)
 
 
 def as_vectors(images: np.ndarray) -> np.ndarray:
@@ -153,4 +162,8 @@ def concatenate(first: ImageSet, second: ImageSet) -> ImageSet:
     captions = None
     if first.captions is not None and second.captions is not None:
         captions = first.captions + second.captions
-    return ImageSet(images, np.arange(len(images)), first.ids + second.ids, labels, first.label_names, captions)
+    alternatives = None
+    if captions is not None and not (first.alternatives is None and second.alternatives is None):
+        alternatives = tuple(texts for part in (first, second) for texts in part.alternatives or ((),) * len(part))
+    ids = first.ids + second.ids
+    return ImageSet(images, np.arange(len(images)), ids, labels, first.label_names, captions, alternatives)

@@ -11,7 +11,7 @@ generators of its own, so it still depends on its number alone; its first draw i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from unmem.rundir import atomic, write_array, write_json
 from unmem.train.config import Sampling
 from unmem.train.diffusion import Diffusion, to_images
 from unmem.train.karras import Predict, by_levels
+from unmem.train.memory import Batches
 from unmem.train.sampling_rule import SamplingRule
 
 PART = 1024  # samples a file: what a killed run has to draw again
@@ -93,10 +94,12 @@ def sample_to_disk(
     seed: int,
     accelerator: Any,
     rules: Sequence[SamplingRule] = (),
+    draw: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> None:
     """Draw samples 0..count-1 into ``directory/images.npy``, shared among processes, resumable part by part.
 
-    Where there are rules, ``directory/refused.json`` counts what they refused.
+    Where there are rules, ``directory/refused.json`` counts what they refused. What :func:`sample_by_rules` gives for
+    some numbers may come from elsewhere: ``draw``.
     """
     parts = [np.arange(start, min(start + PART, count)) for start in range(0, count, PART)]
     mine = list(range(accelerator.process_index, len(parts), accelerator.num_processes))
@@ -104,7 +107,10 @@ def sample_to_disk(
         for i in mine:
             file = directory / f"part-{i:05d}.npy"
             if not file.exists():
-                images, refused = sample_by_rules(pipeline, config, parts[i], seed, accelerator.device, rules)
+                if draw is None:
+                    images, refused = sample_by_rules(pipeline, config, parts[i], seed, accelerator.device, rules)
+                else:
+                    images, refused = draw(parts[i])
                 if rules:
                     write_array(directory / f"refused-{i:05d}.npy", refused)
                 write_array(file, images)
@@ -167,9 +173,9 @@ def _draw(
     if rules:
         diffusion = Diffusion.of(pipeline.scheduler)
         steered = partial(_steered, diffusion.prediction, diffusion.sigmas.log().numpy(), rules)
-    drawn = []
-    for start in range(0, len(numbers), config.batch):
-        chunk = numbers[start : start + config.batch].tolist()
+
+    def draw(batch: slice) -> np.ndarray:
+        chunk = numbers[batch].tolist()
         generators = [torch_stream(seed, "sample", k, *again) for k in chunk]
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         labels = None
@@ -179,8 +185,9 @@ def _draw(
         if rules:
             predict = partial(steered, predict)
         with torch.no_grad():
-            drawn.append(to_images(denoise(predict, noise.to(device), generators, config)))
-    return np.concatenate(drawn)
+            return to_images(denoise(predict, noise.to(device), generators, config))
+
+    return np.concatenate(Batches(config.batch, "sampling.batch").run(len(numbers), draw))
 
 
 def _steered(

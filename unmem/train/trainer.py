@@ -28,6 +28,7 @@ from unmem.train.config import Train
 from unmem.train.diffusion import Diffusion
 from unmem.train.draw import Draw, NetworkLosses, made_up
 from unmem.train.imageset import ImageSet
+from unmem.train.inputs import Inputs, Pixels
 from unmem.train.noise_levels import NoiseLevels
 from unmem.train.update import StepLosses, UpdateRule
 
@@ -66,7 +67,7 @@ class Model(Protocol):
 
     @property
     def conditioning(self) -> str:
-        """``none``, or ``class``: the network takes labels, and a null class besides."""
+        """``none``; ``class``: the network takes labels, and a null class besides; or ``text``: it takes captions."""
 
     def build(self, shape: tuple[int, int, int], num_classes: int | None, device: torch.device | str) -> nn.Module:
         """The network on its device; parameters that do not require gradients stay as they are."""
@@ -76,6 +77,13 @@ class Model(Protocol):
 
     def plain(self, network: nn.Module) -> nn.Module:
         """The trained network as diffusers alone can save and open it."""
+
+
+class TextModel(Model, Protocol):
+    """A model that is conditioned on texts, and sees images as a part of the pipeline that is not trained does."""
+
+    def inputs(self, data: ImageSet, config: Train, state: Path, *, key: str, seed: int, accelerator: Any) -> Inputs:
+        """What the network is given of images; made anew, or read again from what it keeps in ``state`` by ``key``."""
 
 
 def train(
@@ -110,11 +118,11 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "init"))
         network = model_spec.build(data.shape, num_classes, accelerator.device)
+    inputs = _inputs(data, model_spec, config, directory / "state", key, seed, accelerator)
     scheduler = model_spec.scheduler(config)
-    null = num_classes if model_spec.conditioning == "class" else None
     memories = {f"memory of {phase.name}": phase.rule.memory for phase in phases if phase.rule.memory is not None}
     diffusion = Diffusion.of(scheduler, accelerator.device)
-    run = _Run(network, memories, diffusion, config, null, directory, key, accelerator)
+    run = _Run(network, memories, diffusion, config, inputs, directory, key, accelerator)
     names = [phase.name for phase in phases]
     privacy = None
     for phase in phases[names.index(run.resume(names[0])) :]:
@@ -123,10 +131,20 @@ def train(
     if accelerator.is_main_process:
         if privacy is not None:
             write_json(directory / "privacy.json", privacy)
-        _save_pipeline(averaged, scheduler, directory / "pipeline")
+        _save_pipeline(inputs.pipeline(averaged, scheduler), directory / "pipeline")
     if config.trackers:
         accelerator.end_training()
     accelerator.wait_for_everyone()
+
+
+def _inputs(
+    data: ImageSet, model: Model | TextModel, config: Train, state: Path, key: str, seed: int, accelerator: Any
+) -> Inputs:
+    """What the model's network is given of images."""
+    if hasattr(model, "inputs"):
+        found: Inputs = model.inputs(data, config, state, key=key, seed=seed, accelerator=accelerator)
+        return found
+    return Pixels((len(data.label_names) or None) if model.conditioning == "class" else None, accelerator.device)
 
 
 @dataclass(frozen=True)
@@ -172,13 +190,13 @@ class _Run:
         memories: dict[str, nn.Module],
         diffusion: Diffusion,
         config: Train,
-        null: int | None,
+        inputs: Inputs,
         directory: Path,
         key: str,
         accelerator: Any,
     ) -> None:
         self.network, self.averaged, self._memories = network, copy.deepcopy(network), memories
-        self._diffusion, self._config, self._null, self._accelerator = diffusion, config, null, accelerator
+        self._diffusion, self._config, self._inputs, self._accelerator = diffusion, config, inputs, accelerator
         self._levels = NoiseLevels.of(config, diffusion)
         self._weights: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         self._averages: list[Tensor] = [p for p in self.averaged.parameters() if p.requires_grad]
@@ -248,7 +266,7 @@ class _Run:
         self, data: ImageSet, positions: np.ndarray, rule: UpdateRule, step: int, forward: nn.Module
     ) -> StepLosses:
         """The losses of a step's batch by slot."""
-        draw = Draw(data, positions, self._config, self._levels, self._null, rule, step)
+        draw = Draw(data, positions, self._config, self._levels, self._inputs, rule, step)
         return NetworkLosses(draw, self._diffusion, forward, self._accelerator)
 
     def _average(self) -> None:
@@ -314,12 +332,10 @@ def rate(done: float, config: Train) -> float:
     return 0.5 * (1 + math.cos(math.pi * (done - config.warmup) / max(1 - config.warmup, 1e-9)))
 
 
-def _save_pipeline(network: Any, scheduler: Any, target: Path) -> None:
+def _save_pipeline(pipeline: Any, target: Path) -> None:
     """A normal diffusers folder, whole or not at all."""
-    from diffusers import DDPMPipeline
-
     unfinished = target.with_name(target.name + ".partial")
     shutil.rmtree(unfinished, ignore_errors=True)
-    DDPMPipeline(unet=network, scheduler=scheduler).save_pretrained(unfinished, safe_serialization=True)
+    pipeline.save_pretrained(unfinished, safe_serialization=True)
     shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)

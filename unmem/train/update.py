@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,6 +26,13 @@ class StepLosses(Protocol):
 
     def timesteps(self, slots: np.ndarray) -> Tensor:
         """int64 [len(slots), K]: the timesteps of these slots' draws."""
+
+    def text_noise(self, slots: np.ndarray, level: float) -> Tensor:
+        """float32 [len(slots)]: how far these slots' texts move the predicted noise (L2 norm); without gradient.
+
+        At one timestep for all, ``level`` of the way from the first to the last; 0 where the step drops the text. Of a
+        network that takes none there is nothing to ask.
+        """
 
     def of(self, data: ImageSet, positions: np.ndarray, step: int) -> StepLosses:
         """The same network's losses of another batch: these positions of ``data``, with the randomness of ``step``.
@@ -139,3 +146,15 @@ def shares(size: int, process: int, processes: int, most: int | None) -> Iterato
     most = most or max(len(mine), 1)
     for start in range(0, max(len(mine), 1), most):
         yield mine[start : start + most]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout; every module goes back to the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

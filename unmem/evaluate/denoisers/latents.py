@@ -21,10 +21,12 @@ class LatentDenoiser:
     See :class:`~unmem.evaluate.matrix.denoiser.Denoiser`, of which this is all but the condition and the prediction.
     """
 
-    def __init__(self, pipeline: Any, network: Any, device: torch.device | str) -> None:
-        """Args: a pipeline with ``vae`` or ``vqvae`` and ``scheduler``; its network; where to compute."""
+    def __init__(
+        self, pipeline: Any, network: Any, device: torch.device | str, diffusion: Diffusion | None = None
+    ) -> None:
+        """Args: a pipeline with ``vae`` or ``vqvae``; its network; where to compute; the scheduler's, if not given."""
         self.network = frozen(network, device)
-        self.diffusion = Diffusion.of(pipeline.scheduler, device)
+        self.diffusion = Diffusion.of(pipeline.scheduler, device) if diffusion is None else diffusion
         self._vae, self._device = frozen(vae_of(pipeline), device), torch.device(device)
         config = self._vae.config
         self._factor = 2 ** (len(config.block_out_channels) - 1)  # pixels a latent along each side

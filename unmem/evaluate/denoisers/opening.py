@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from unmem import progress
 from unmem.component import UserError
+from unmem.evaluate.denoisers.deep_floyd import DeepFloyd
 from unmem.evaluate.denoisers.dit import DiT
-from unmem.evaluate.denoisers.folder import NEEDLESS, parts, pipeline_class
+from unmem.evaluate.denoisers.flux import PATCH, Flux
 from unmem.evaluate.denoisers.latents import Latents, vae_of
 from unmem.evaluate.denoisers.pixels import Pixels
-from unmem.evaluate.denoisers.quiet import quiet
 from unmem.evaluate.denoisers.stable_diffusion import StableDiffusion
+from unmem.evaluate.denoisers.stable_diffusion_3 import StableDiffusion3
 from unmem.evaluate.denoisers.stable_diffusion_xl import StableDiffusionXL
 from unmem.evaluate.matrix.denoiser import Denoiser
+from unmem.train.folder import parts, pipeline_class
 from unmem.train.imageset import ImageSet
+from unmem.train.opening import modules_of, open_any
 
 Kind = Callable[[Any, Any], Denoiser]
 
@@ -30,8 +32,14 @@ KINDS: dict[tuple[str, bool, tuple[str, ...]], Kind] = {  # by the network, whet
     ("Transformer2DModel", True, ()): DiT,  # its name in older folders
     ("UNet2DConditionModel", True, ("CLIPTextModel",)): StableDiffusion,
     ("UNet2DConditionModel", True, ("CLIPTextModel", "CLIPTextModelWithProjection")): StableDiffusionXL,
+    ("UNet2DConditionModel", False, ("T5EncoderModel",)): DeepFloyd,
+    ("SD3Transformer2DModel", True, ("CLIPTextModelWithProjection",) * 2): StableDiffusion3,
+    ("SD3Transformer2DModel", True, (*("CLIPTextModelWithProjection",) * 2, "T5EncoderModel")): StableDiffusion3,
+    ("FluxTransformer2DModel", True, ("CLIPTextModel", "T5EncoderModel")): Flux,
 }
-NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
+FLOWS = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+FLOW = "FlowMatchEulerDiscreteScheduler"  # which flows come with
+NETWORKS = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel", *FLOWS)
 VAES = ("AutoencoderKL", "VQModel")
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 UNKNOWN = {  # inputs beside image, timestep, class or text, by the networks' settings that ask for them
@@ -40,12 +48,13 @@ UNKNOWN = {  # inputs beside image, timestep, class or text, by the networks' se
 }
 
 
-def open_denoiser(path: Path, device: torch.device | str) -> Denoiser:
+def open_denoiser(path: Path, device: torch.device | str, size: tuple[int, int] | None = None) -> Denoiser:
     """The network of a saved pipeline, as attacks ask it.
 
     Args:
         path: a folder that ``DiffusionPipeline.save_pretrained`` wrote.
         device: where to compute.
+        size: height and width of the images that it will be asked about; read only of networks that are made for any.
 
     Raises:
         UserError: when it cannot be opened, is of a kind that is not known, or has weights that are not finite.
@@ -55,35 +64,9 @@ def open_denoiser(path: Path, device: torch.device | str) -> Denoiser:
     kind = _kind(path, held)
     pipeline = open_any(path)
     _check_weights(path, pipeline)
+    _set_size(pipeline, size)
     _check_network(path, pipeline)
     return kind(pipeline, device)
-
-
-def open_any(path: Path) -> Any:
-    """The diffusers pipeline of a folder in float32, quietly, without safety checker and without running its code.
-
-    Raises:
-        UserError: when it cannot be opened.
-    """
-    from diffusers import DiffusionPipeline
-
-    texts = {name: cls for name, cls in parts(path).items() if name.startswith("text_encoder")}
-    with quiet(texts=bool(texts)):
-        try:
-            given = {name: _text_encoder(path / name, cls) for name, cls in texts.items()}
-            pipeline = DiffusionPipeline.from_pretrained(
-                path, local_files_only=True, **given, **dict.fromkeys(NEEDLESS)
-            )
-        except UserError:
-            raise
-        except Exception as error:  # diffusers and transformers raise many kinds for damaged folders
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"{path}: cannot be opened as a {pipeline_class(path)} ({reason})") from None
-    for name, module in _modules(pipeline).items():
-        if missing := [key for key, value in module.state_dict().items() if value.is_meta]:
-            raise UserError(f"{path / name}: its files hold no weights {missing[0]}")
-        module.float()
-    return pipeline
 
 
 def check_images(denoiser: Denoiser, images: ImageSet, path: Path) -> None:
@@ -114,14 +97,16 @@ def _kind(path: Path, held: dict[str, str]) -> Kind:
     """The class of denoiser for what a pipeline holds."""
     network = held.get("unet") or held.get("transformer") or ""
     vae = held.get("vae") or held.get("vqvae")
-    texts = tuple(held[name] for name in ("text_encoder", "text_encoder_2") if name in held)
+    texts = tuple(held[name] for name in ("text_encoder", "text_encoder_2", "text_encoder_3") if name in held)
     kind = KINDS.get((network, vae is not None, texts))
     if kind is None or vae not in (None, *VAES):
         names = ", ".join(f"{name} ({cls})" for name, cls in held.items())
         raise UserError(
             f"{path}: is a {pipeline_class(path)} of {names}, which is not supported; supported are a UNet2DModel with "
-            f"or without a VAE ({' or '.join(VAES)}), a DiTTransformer2DModel with a VAE, and a UNet2DConditionModel "
-            "with a VAE and CLIP text encoders, as in Stable Diffusion 1, 2 and XL"
+            f"or without a VAE ({' or '.join(VAES)}), a DiTTransformer2DModel with a VAE, a UNet2DConditionModel with "
+            "a VAE and CLIP text encoders, as in Stable Diffusion 1, 2 and XL, or on pixels with T5, as in the first "
+            "stage of DeepFloyd IF, and the transformers of Stable Diffusion 3 and Flux; of others, such as unCLIP, "
+            "samples alone can be attacked"
         )
     return kind
 
@@ -137,10 +122,13 @@ def _check_schedule(path: Path, held: dict[str, str]) -> None:
         scheduler = getattr(diffusers, cls).from_pretrained(path / "scheduler", local_files_only=True)
     except Exception as error:  # whatever its constructor raises
         raise UserError(f"{path / 'scheduler'}: cannot be opened as a {cls} ({error})") from None
+    if held.get("transformer") in FLOWS:
+        _check_flow(path / "scheduler", cls, scheduler)
+        return
     if not hasattr(scheduler, "alphas_cumprod"):
         raise UserError(
-            f"{path / 'scheduler'}: a {cls} has no alphas_cumprod; flow matching (Flux, Stable Diffusion 3) and "
-            "continuous noise levels are not supported yet"
+            f"{path / 'scheduler'}: a {cls} has no alphas_cumprod; of flow matching, the transformers of Stable "
+            "Diffusion 3 and Flux are supported, and continuous noise levels are not"
         )
     prediction = scheduler.config.get("prediction_type")
     if prediction not in PREDICTIONS:
@@ -149,9 +137,26 @@ def _check_schedule(path: Path, held: dict[str, str]) -> None:
         )
 
 
+def _check_flow(part: Path, cls: str, scheduler: Any) -> None:
+    """Refuse a schedule that is none of a flow from images to noise."""
+    if cls != FLOW:
+        raise UserError(f"{part}: is a {cls}; the network is one of flow matching, which needs a {FLOW}")
+    if scheduler.config.invert_sigmas:
+        raise UserError(f"{part}: invert_sigmas is set; a flow from noise to images is not supported")
+
+
+def _set_size(pipeline: Any, size: tuple[int, int] | None) -> None:
+    """Give a network that is made for images of any size the one that it will be asked about, or its pipeline's own."""
+    network = pipeline.components.get("transformer")
+    if type(network).__name__ == "FluxTransformer2DModel":
+        token = PATCH * pipeline.vae_scale_factor
+        latents = pipeline.default_sample_size if size is None else [PATCH * (side // token) for side in size]
+        network.register_to_config(sample_size=latents)
+
+
 def _check_weights(path: Path, pipeline: Any) -> None:
     """Refuse weights that no number comes out of."""
-    for name, module in _modules(pipeline).items():
+    for name, module in modules_of(pipeline).items():
         for key, value in module.state_dict().items():
             if not bool(value.isfinite().all()):
                 raise UserError(f"{path / name}: the weights {key} hold NaN or infinity")
@@ -163,34 +168,20 @@ def _check_network(path: Path, pipeline: Any) -> None:
     name, config, vae = type(network).__name__, network.config, vae_of(pipeline)
     if name not in NETWORKS:
         raise UserError(f"{path}: its network is a {name}; needs one of {', '.join(NETWORKS)}")
-    if config.sample_size is None:
+    if config.get("sample_size") is None:
         raise UserError(f"{path}: its {name} does not say what size of images it is for (sample_size in config.json)")
     for setting in UNKNOWN.get(name, ()):
-        if config.get(setting) is not None:
+        if config.get(setting) not in (None, "text_proj"):  # which is no input, but a layer on the text
             raise UserError(f"{path}: its {name} has {setting} {config[setting]!r}; such inputs are not supported")
     expected = config.in_channels if vae is None else vae.config.get("vq_embed_dim") or vae.config.latent_channels
+    if name == "FluxTransformer2DModel":
+        expected *= PATCH**2
     given = config.in_channels, config.out_channels or config.in_channels
     if given[0] != expected or given[1] not in (expected, 2 * expected):  # twice: with a learnt variance
         raise UserError(
             f"{path}: its {name} has {given[0]} channels in and {given[1]} out where latents have {expected}; networks "
             "for inpainting, upscaling or depth are not supported"
         )
-
-
-def _text_encoder(part: Path, cls: str) -> nn.Module:
-    """A text encoder; loaded apart, since within a pipeline what its files lack is drawn at random without a word."""
-    import transformers
-
-    encoder, report = getattr(transformers, cls).from_pretrained(part, local_files_only=True, output_loading_info=True)
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(f"{part}: its files hold no weights {missing[0]}")
-    found: nn.Module = encoder
-    return found
-
-
-def _modules(pipeline: Any) -> dict[str, nn.Module]:
-    """The networks of a pipeline by its parts' names."""
-    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 
 def _size(height: int, width: int, channels: int) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from unmem.evaluate.denoisers.stable_diffusion import StableDiffusion
+from unmem.evaluate.denoisers.texts import packed
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -36,7 +36,7 @@ class StableDiffusionXL(StableDiffusion):
     def _encoded(self, captions: list[str]) -> Tensor:
         """float32 [n, tokens + 1, d]; the empty text is all zeros where the pipeline says so."""
         tokens, _, pooled, _ = self._prompt(captions)
-        packed = torch.cat([tokens, pad(pooled, (0, tokens.shape[-1] - pooled.shape[-1]))[:, None]], dim=1)
+        found = packed(tokens, pooled)
         if self._pipeline.config.force_zeros_for_empty_prompt:
-            packed[[not text for text in captions]] = 0
-        return packed
+            found[[not text for text in captions]] = 0
+        return found

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from unmem.component import Confidence, Positive, build, component
 from unmem.evaluate.audit import Audit
+from unmem.evaluate.features import Features, files_of
 from unmem.evaluate.measure import Measured
 from unmem.evaluate.statistics import Estimate
 from unmem.rng import stream
-
-
-class Features(Protocol):
-    """A feature extractor: one file in ``features/``."""
-
-    @property
-    def dimension(self) -> int:
-        """Length of a feature vector."""
-
-    def __call__(self, images: np.ndarray) -> np.ndarray:
-        """float64 [n, dimension] of images uint8 [n, h, w, c]."""
 
 
 @component
@@ -51,6 +41,10 @@ class Frechet:
 
     def __post_init__(self) -> None:
         self._extractor()
+
+    def fingerprint(self) -> str:
+        """A digest of the files that the features are read from; empty where there are none."""
+        return files_of(self._extractor())
 
     def measure(self, samples: np.ndarray, labels: np.ndarray | None, audit: Audit, seed: int) -> Measured:
         """The distance of ``samples`` (uint8 [n, h, w, c]) to the held-out images."""

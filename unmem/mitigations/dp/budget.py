@@ -58,9 +58,11 @@ def begin(plan: DPPlan, data: ImageSet, state: Path, known_seed: int | None = No
 
 
 def fingerprint(data: ImageSet, secret: int) -> str:
-    """HMAC-SHA256 of ids, pixels and labels; whoever lacks the secret cannot try images against it."""
-    labels = None if data.labels is None else data.labels.tolist()
-    seen = hmac.new(_key(secret, "data"), digest({"ids": data.ids, "labels": labels}).encode(), hashlib.sha256)
+    """HMAC-SHA256 of ids, pixels, labels and texts; whoever lacks the secret cannot try images against it."""
+    said: dict[str, Any] = {"ids": data.ids, "labels": None if data.labels is None else data.labels.tolist()}
+    if data.captions is not None:
+        said |= {"captions": data.captions, "alternatives": data.alternatives}
+    seen = hmac.new(_key(secret, "data"), digest(said).encode(), hashlib.sha256)
     for start in range(0, len(data), CHUNK):
         seen.update(data.images(slice(start, start + CHUNK)).tobytes())
     return seen.hexdigest()
@@ -73,7 +75,9 @@ def _hold(file: Path, promised: dict[str, Any], secret: int) -> None:
     if not hmac.compare_digest(seal.encode(), _seal(found, secret).encode()):
         raise UserError(f"{file}: was edited, or is of another run: its seal does not fit; put the original back")
     if found["data"] != promised["data"]:
-        raise UserError(f"{file}: belongs to another data set: ids, pixels or labels have changed since it was written")
+        raise UserError(
+            f"{file}: belongs to another data set: ids, pixels, labels or captions have changed since it was written"
+        )
     if found != promised:
         raise UserError(f"{file}: belongs to another plan ({first_difference(found, promised)})")
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unmem.rundir import write_json
+from unmem.mitigations.rules.skipping import Skipping
 from unmem.train.config import Train
-from unmem.train.update import Plain, StepLosses
+from unmem.train.update import StepLosses
 
 
 class Averages(nn.Module):
@@ -31,7 +30,7 @@ class Averages(nn.Module):
         self.register_buffer("skipped", torch.zeros((), dtype=torch.int64))
 
 
-class Masked(Plain):
+class Masked(Skipping):
     """The rule of :class:`~unmem.mitigations.loss_mask.LossMask`.
 
     Images are judged by the averages before the step, so the mask depends neither on how the batch is shared out among
@@ -44,8 +43,8 @@ class Masked(Plain):
         self, n: int, config: Train, seed: int, *, ratio: float, decay: float, width: int, record: Path
     ) -> None:
         """Args: those of plain training, the component's fields, and where the record goes."""
-        super().__init__(n, config, seed)
-        self._ratio, self._decay, self._width, self._record = ratio, decay, width, record
+        super().__init__(n, config, seed, record)
+        self._ratio, self._decay, self._width = ratio, decay, width
         self.memory = Averages(-(-config.timesteps // width))
 
     def update(self, step: int, size: int, losses: StepLosses) -> float:
@@ -67,13 +66,6 @@ class Masked(Plain):
         part = float(seen[0].sum()) / size
         self._move(seen)
         return part
-
-    def finish(self) -> dict[str, Any] | None:
-        """Write the record; there is no statement."""
-        skipped, images = int(self.memory.skipped), self.steps * self.batch
-        if self._accelerator.is_main_process:
-            write_json(self._record, {"images": images, "skipped": skipped, "share": skipped / images})
-        return None
 
     def _move(self, seen: Tensor) -> None:
         """Move the averages by all processes' sums of losses, their numbers, and those of skipped ones, by range."""

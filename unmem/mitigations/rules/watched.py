@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from unmem.rng import stream
 from unmem.rundir import write_json
 from unmem.train.config import Train
 from unmem.train.imageset import ImageSet
-from unmem.train.update import Plain, StepLosses, shares
+from unmem.train.update import Plain, StepLosses, evaluating, shares
 
 CHECK = -1  # the step whose randomness all checks share
 CHUNK = 256  # losses that are computed at once, where the recipe has no bound
@@ -99,7 +97,7 @@ class Watched(Plain):
 
     def _check(self, losses: StepLosses) -> Tensor:
         """A row of the memory: both losses and the standard error of their relative gap."""
-        with _evaluating(self._model), torch.no_grad():
+        with evaluating(self._model), torch.no_grad():
             trained, held_out = (self._by_image(side, losses) for side in self._sides)
         gap = (held_out.mean() - trained.mean()) / trained.mean()
         # of a ratio of means of pairs: image i of each side has the same noise
@@ -147,15 +145,3 @@ class Watched(Plain):
 def _some(n: int, size: int, seed: int) -> np.ndarray:
     """``size`` of ``n`` positions, drawn at random."""
     return np.sort(stream(seed, "early stopping", n).permutation(n)[:size])
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout; every module goes back to the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

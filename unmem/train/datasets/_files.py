@@ -60,16 +60,25 @@ def stamp(files: Iterable[tuple[str, Path]]) -> str:
     return state.hexdigest()
 
 
-def contents(folder: Path) -> str:
-    """A digest of a folder's names and contents, whatever it is called and wherever it lies."""
-    return _contents(folder, stamp(files_below(folder).items()))
+def contents(place: Path) -> str:
+    """A digest of a folder's names and contents, or of a file's contents, whatever it is called and wherever it lies.
+
+    Raises:
+        UserError: when there is no such folder or file, or it cannot be read.
+    """
+    return _contents(place, stamp(_files(place).items()))
+
+
+def _files(place: Path) -> dict[str, Path]:
+    """The files of a folder, by relative path; or the file itself."""
+    return {"": place} if place.is_file() else files_below(place)
 
 
 @lru_cache(maxsize=8)
-def _contents(folder: Path, state: str) -> str:
-    """SHA-256 of a folder's names and contents; read again when its ``state`` has changed."""
+def _contents(place: Path, state: str) -> str:
+    """SHA-256 of names and contents; read again when the ``state`` has changed."""
     digest = hashlib.sha256()
-    for name, path in files_below(folder).items():
+    for name, path in _files(place).items():
         digest.update(f"{name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:
             while part := file.read(CHUNK):

@@ -12,6 +12,7 @@ import numpy as np
 from unmem.component import UserError
 from unmem.train.datasets._archive import Archive
 from unmem.train.datasets._files import files_below, stamp
+from unmem.train.datasets._reduce import reduced
 from unmem.train.imageset import ImageSet
 
 
@@ -74,7 +75,7 @@ class TorchvisionSet:
             need = f"{list(self.shape)} and 0 to {len(self.classes) - 1}"
             raise UserError(f"{path or self._root(path)}: is not {self.loader}: {have}; needs {need}")
         if size is not None:
-            images = _reduced(images, size)
+            images = reduced(images, size)
         sources = [f"{self.name}/{split}/{row:05d}" for row in range(len(images))]
         return ImageSet.of(images, sources, labels, self.classes)
 
@@ -100,15 +101,3 @@ class TorchvisionSet:
             f"{self.name}: cannot read {self.loader} from {root} ({why}); set `download: true`, or `path:` to a folder "
             f"that holds {self.folder}, or to an .npz file with x_train, y_train, x_test and y_test"
         )
-
-
-def _reduced(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [n, h, w, c] -> uint8 [n, size, size, c], each pixel the mean over its area."""
-    import torch
-
-    parts = []
-    for start in range(0, len(images), 4096):
-        x = torch.from_numpy(images[start : start + 4096].astype(np.float32)).permute(0, 3, 1, 2)
-        mean = torch.nn.functional.interpolate(x, size=(size, size), mode="area")
-        parts.append(mean.round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
-    return np.ascontiguousarray(np.concatenate(parts))

@@ -7,10 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from unmem.component import UserError, component
+from unmem.component import Positive, UserError, component
 from unmem.train.datasets._archive import Archive
 from unmem.train.datasets._files import LocalPath, stamp
 from unmem.train.datasets._labels import number
+from unmem.train.datasets._reduce import reduced
 from unmem.train.imageset import ImageSet, Rejected
 
 SPLITS = {None: ["x_train"], "train": ["x_train"], "test": ["x_test"], "all": ["x_train", "x_test"]}
@@ -33,6 +34,7 @@ class Npz:
         labels: the classes' key: integers or texts; by default ``y`` or ``category``, each with the images' own
             ending (``y_train`` for ``x_train``), where there is one.
         captions: the texts' key; likewise, ``name`` or ``title``.
+        size: side in pixels to which square images are reduced, by area averages; as they are when unset.
     """
 
     path: LocalPath
@@ -40,6 +42,7 @@ class Npz:
     images: str | None = None
     labels: str | None = None
     captions: str | None = None
+    size: Positive | None = None
 
     def fingerprint(self) -> str:
         """A digest of the file's size and time of change."""
@@ -58,10 +61,19 @@ class Npz:
         classes = _column(archive, keys, self.labels, LABELS, "iuU", "integers or texts")
         texts = _column(archive, keys, self.captions, CAPTIONS, "U", "texts")
         images = archive.images(keys, scratch)
+        if self.size is not None:
+            images = self._reduced(images, self.size)
         sources = [f"{self.path.stem}/{key}/{row:06d}" for key in keys for row in range(archive.length(key))]
         labels, names = (None, ()) if classes is None else number(classes.tolist())
         captions = None if texts is None else tuple(texts.tolist())
         return ImageSet.of(images, sources, labels, names, captions), []
+
+    def _reduced(self, images: np.ndarray, size: int) -> np.ndarray:
+        """The images at ``size`` pixels a side."""
+        height, width = images.shape[1:3]
+        if height != width or size > height:
+            raise UserError(f"{self.path}: size: {size} is for squares at least as large; these are {height}x{width}")
+        return reduced(images, size)
 
     def _keys(self, archive: Archive) -> list[str]:
         """The image arrays that make up the set."""

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
-
-from unmem.component import Positive, UserError, component
-from unmem.train.config import Train, refuse_unused
-from unmem.train.datasets._files import LocalPath, contents
+from unmem.component import UserError, component
+from unmem.train.config import Train
+from unmem.train.fine_tuning import FineTuned
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-PREDICTIONS = ("epsilon", "v_prediction")
-SHIPPED = Path(__file__).parents[1] / "pipelines"
-
 
 @component
-class Pretrained:
+class Pretrained(FineTuned):
     """A saved diffusers pipeline with a UNet2DModel on pixels, trained on: all of it, its attention, or LoRA.
 
     Noise schedule and prediction type are the pipeline's, so ``prediction``, ``noise_schedule`` and ``timesteps`` of
@@ -39,22 +32,6 @@ class Pretrained:
             projections, or without attention the residual blocks' layers.
     """
 
-    init_from: LocalPath
-    public_data: Annotated[str, Field(min_length=1)]
-    trainable: Literal["all", "attention", "lora"] = "all"
-    rank: Positive = 4
-    lora_targets: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.trainable != "lora":
-            refuse_unused(self, ("rank", "lora_targets"), "trainable: lora")
-
-    @property
-    def folder(self) -> Path:
-        """Where the pipeline lies: ``init_from``, or what comes with the package under this name."""
-        shipped = SHIPPED / self.init_from
-        return shipped if shipped.is_dir() and not self.init_from.exists() else self.init_from
-
     @property
     def conditioning(self) -> Literal["none", "class"]:
         """What the network takes, read without opening its weights.
@@ -70,10 +47,6 @@ class Pretrained:
             raise UserError(f"model.init_from: {file} cannot be read ({reason}); needs a saved pipeline") from None
         return "none" if embedded is None else "class"
 
-    def fingerprint(self) -> str:
-        """A digest of the pipeline's files, whatever the folder is called."""
-        return contents(self.folder)
-
     def build(
         self, shape: tuple[int, int, int], num_classes: int | None, device: torch.device | str = "cpu"
     ) -> nn.Module:
@@ -87,12 +60,7 @@ class Pretrained:
         network: nn.Module = open_pipeline(self.folder).unet
         self._check(network, shape, num_classes)
         network = network.to(device).train()  # before anything is added: additions are made where the weights lie
-        if self.trainable == "attention":
-            _freeze_but_attention(network)
-        elif self.trainable == "lora":
-            from unmem.train.lora import add
-
-            add(network, self.rank, self.lora_targets or _projections(network))
+        self.freeze(network)
         return network
 
     def scheduler(self, config: Train) -> Any:
@@ -103,40 +71,11 @@ class Pretrained:
         """
         from diffusers import DDPMScheduler
 
-        from unmem.train.diffusion import SCHEDULES
         from unmem.train.sampling import open_pipeline
 
         scheduler = DDPMScheduler.from_config(open_pipeline(self.folder).scheduler.config)
-        own = scheduler.config
-        if own.prediction_type not in PREDICTIONS:
-            raise UserError(
-                f"model.init_from: {self.init_from} predicts {own.prediction_type!r}; needs {' or '.join(PREDICTIONS)}"
-            )
-        names = {theirs: ours for ours, theirs in SCHEDULES.items()}
-        found = {
-            "prediction": own.prediction_type,
-            "noise_schedule": names.get(own.beta_schedule, own.beta_schedule),
-            "timesteps": own.num_train_timesteps,
-        }
-        for field in fields(config):
-            said = getattr(config, field.name)
-            if field.name in found and said not in (field.default, found[field.name]):
-                raise UserError(
-                    f"train.{field.name}: {said} is not the pretrained pipeline's, {found[field.name]}; leave it out"
-                )
+        self.check_schedule(scheduler.config, config)
         return scheduler
-
-    def plain(self, network: nn.Module) -> nn.Module:
-        """The network with LoRA's additions summed into the weights.
-
-        Raises:
-            UserError: when training left an addition where it began.
-        """
-        if self.trainable == "lora":
-            from unmem.train.lora import merge
-
-            merge(network)
-        return network
 
     def _check(self, network: Any, shape: tuple[int, int, int], num_classes: int | None) -> None:
         """Refuse a network that was made for other images or other classes."""
@@ -160,25 +99,3 @@ class Pretrained:
                 f"model.init_from: {self.init_from} knows {classes} classes and a null class; "
                 f"this data set has {num_classes or 'no'} classes"
             )
-
-
-def _attention(network: Any) -> list[nn.Module]:
-    """The attention blocks."""
-    from diffusers.models.attention_processor import Attention
-
-    return [module for module in network.modules() if isinstance(module, Attention)]
-
-
-def _freeze_but_attention(network: Any) -> None:
-    """Leave gradients to the attention blocks alone."""
-    blocks = _attention(network)
-    if not blocks:
-        raise UserError("model.trainable: 'attention' needs a network with attention; use all or lora")
-    network.requires_grad_(False)
-    for block in blocks:
-        block.requires_grad_(True)
-
-
-def _projections(network: Any) -> tuple[str, ...]:
-    """Layers for LoRA: where it is small and works best, or all of the residual blocks'."""
-    return ("to_q", "to_k", "to_v", "to_out.0") if _attention(network) else ("conv1", "conv2", "time_emb_proj")

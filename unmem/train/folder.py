@@ -10,8 +10,13 @@ from unmem.component import UserError
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")
-NEEDLESS = ("safety_checker", "feature_extractor", "image_encoder")  # never loaded: no denoiser needs them
-VOCABULARIES = ("tokenizer.json", "vocab.json")  # without one, a tokenizer opens all the same and knows no word
+NEEDLESS = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")  # no denoiser needs them
+CHECKERS = ("stable_diffusion", "deepfloyd_if")  # modules of diffusers that hold safety checkers
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "spiece.model",
+)  # without one, a tokenizer opens all the same and knows no word
 
 
 def parts(folder: Path) -> dict[str, str]:
@@ -49,6 +54,23 @@ def pipeline_class(folder: Path) -> str:
     if not isinstance(cls, str):
         raise UserError(f"{folder / INDEX}: the pipeline's class is {cls!r}, none of diffusers' own; it is never run")
     return cls
+
+
+def absent(folder: Path) -> tuple[str, ...]:
+    """The parts that a pipeline might have and was saved without, such as the T5 encoder of Stable Diffusion 3."""
+    return tuple(name for name, value in _index(folder).items() if value == [None, None])
+
+
+def checkers(folder: Path) -> tuple[str, ...]:
+    """The parts of a pipeline that look at finished images: its safety checker, and what prepares images for it."""
+    index = _index(folder)
+    declared = index.get("safety_checker")
+    known = isinstance(declared, list) and declared[0] in (*LIBRARIES, *CHECKERS)
+    if not known or not (folder / "safety_checker").is_dir():
+        return ()
+    extractor = index.get("feature_extractor")
+    prepared = isinstance(extractor, list) and extractor[0] in LIBRARIES and (folder / "feature_extractor").is_dir()
+    return ("safety_checker", "feature_extractor") if prepared else ("safety_checker",)
 
 
 def _index(folder: Path) -> dict[str, object]:
