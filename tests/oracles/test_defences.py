@@ -148,7 +148,7 @@ STEPS = [
 def test_masks_and_averages_by_hand(processes: int, micro: int | None, tmp_path: Path) -> None:
     config = Train(images=12, batch=4, timesteps=25, micro_batch=micro)
     networks = [Slots() for _ in range(processes)]
-    rules: list[Any] = [LossMask().update_rule(grey_set(NOTHING), config, "", tmp_path / "state") for _ in networks]
+    rules: list[Any] = [LossMask().update_rule(grey_set(NOTHING), config, "", tmp_path / "state", 0) for _ in networks]
 
     def work(rule: Any, network: Any, accelerator: Any) -> list[float]:
         rule.prepare(network, network, accelerator)
@@ -173,7 +173,7 @@ def test_masks_and_averages_by_hand(processes: int, micro: int | None, tmp_path:
 
 
 def masked(mask: LossMask, data: ImageSet, config: Train, directory: Path) -> Any:
-    return mask.update_rule(data, config, "", directory / "state")
+    return mask.update_rule(data, config, "", directory / "state", 0)
 
 
 def test_a_mask_that_nothing_falls_under_is_plain_training(data: ImageSet, small_train: Train, tmp_path: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_masked_run_that_died_anywhere_ends_in_the_same_bits(
 def watched(stop: EarlyStopping, data: ImageSet, config: Train, directory: Path) -> tuple[Any, ImageSet]:
     kept, dropped = stop.apply(data, stream(0, "held out"))
     held_out = data.select([entry.id for entry in dropped])
-    return stop.update_rule(kept, config, "", directory / "state", held_out), kept
+    return stop.update_rule(kept, config, "", directory / "state", 0, held_out), kept
 
 
 def test_equal_images_are_held_out_together(audit: Audit) -> None:
@@ -237,7 +237,7 @@ def test_a_watched_run_that_died_anywhere_stops_at_the_same_step_with_the_same_b
     stop, hard = EarlyStopping(gap=0.01, patience=2, every=64, draws=2), grey_set(255 - data.images()[:20, ..., 0])
     hard = replace(hard, labels=np.zeros(20, np.int64), label_names=data.label_names)
     record = killed_and_resumed(
-        lambda at: stop.update_rule(data, small_train, "", at / "state", hard),
+        lambda at: stop.update_rule(data, small_train, "", at / "state", 0, hard),
         data, small_train, tmp_path, "early_stopping.json",
     )  # fmt: skip
     assert record["stopped"]

@@ -128,7 +128,7 @@ def test_what_the_plan_refuses() -> None:
 def test_the_statement_carries_everything_and_a_known_seed_voids_it(tmp_path: Path, digits: ImageSet) -> None:
     train, data = Train(images=200, batch=20), digits.take(np.arange(100))
     settings = {"epsilon": 5.0, "delta": 1e-3, "batch": 10, "images": 50}
-    rule = DPSGD(**settings, tuning_runs=3).update_rule(data, train, "these images", tmp_path / "a" / "state")
+    rule = DPSGD(**settings, tuning_runs=3).update_rule(data, train, "these images", tmp_path / "a" / "state", 0)
     assert (rule.steps, rule.batch, rule.plan.sample_rate) == (5, 10, 0.1)
     spent = rule.plan.spent(holds_for="these images", void=None).as_json()
     assert spent["epsilon"] <= 5.0
@@ -142,7 +142,7 @@ def test_the_statement_carries_everything_and_a_known_seed_voids_it(tmp_path: Pa
     assert "more than the 3 runs" in spent["not_covered"][2]
     assert spent["delta_rule"] == "0.001 is below 1/(n ln n) = 0.00217"
     json.dumps(spent, allow_nan=False)
-    rule = DPSGD(**settings, known_seed=1).update_rule(data, train, "these images", tmp_path / "b" / "state")
+    rule = DPSGD(**settings, known_seed=1).update_rule(data, train, "these images", tmp_path / "b" / "state", 0)
     rule.prepare(nn.Linear(2, 2), torch.optim.SGD(nn.Linear(2, 2).parameters()), ALONE)
     statement = rule.finish()
     assert statement is not None
@@ -387,7 +387,7 @@ def test_the_warm_up_trains_plainly_and_is_paid_for(tmp_path: Path, digits: Imag
     train = Train(images=200, batch=20, lr=1e-4, flip=True)
     asked = Warmup(central=4, sample=0.5, noise_multiplier=2.0, images=640, batch=32, lr=0.01)
     settings = DPSGD(epsilon=5.0, delta=1e-4, batch=100, images=500, warmup=asked)
-    rule = settings.update_rule(digits, train, "these", tmp_path / "state")
+    rule = settings.update_rule(digits, train, "these", tmp_path / "state", 0)
     assert rule.warmup is not None
     central, plain = rule.warmup
     assert isinstance(plain, Plain)

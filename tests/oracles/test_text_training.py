@@ -303,7 +303,7 @@ def test_mitigations_of_captions_need_a_model_that_takes_them() -> None:
 def test_stable_diffusion_is_trained_on_with_dp_sgd(data: ImageSet, given: Path, tmp_path: Path, fields: Any) -> None:
     model = StableDiffusion(init_from=given, public_data="noise", **fields)
     dp = DPSGD(epsilon=8.0, delta=1e-2, engine="bookkeeping", noise_multiplicity=2, known_seed=0)
-    rule = dp.update_rule(data, GIVEN, "a test", tmp_path / "state")
+    rule = dp.update_rule(data, GIVEN, "a test", tmp_path / "state", 0)
     fit(data, GIVEN, tmp_path, model=model, rule=rule)
     privacy = json.loads((tmp_path / "privacy.json").read_text())
     assert privacy["self_check"]["passed"]
@@ -542,7 +542,7 @@ def test_a_masked_run_that_died_ends_in_the_same_bits(data: ImageSet, tmp_path: 
     often = replace(BRIEF, checkpoint_seconds=0.0)
 
     def masked(directory: Path, die_at: int) -> None:
-        rule: Any = TextNoiseMask(threshold=1.01).update_rule(data, often, "", directory / "state")
+        rule: Any = TextNoiseMask(threshold=1.01).update_rule(data, often, "", directory / "state", 0)
         survive = rule.update
 
         def update(step: int, size: int, losses: Any) -> float:

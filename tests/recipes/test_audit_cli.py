@@ -101,7 +101,7 @@ def test_a_whole_audit(whole: Path, data: Path) -> None:
     assert recipe["data"]["members"] == {
         "kind": "image_folder", "path": str(data / "members"), "size": 8, "channels": 1,
     }  # fmt: skip
-    assert recipe["targets"] == {"digits8": {"kind": "pipeline", "path": str(MODEL)}}
+    assert recipe["targets"] == {"digits8": {"kind": "pipeline", "path": str(MODEL), "then": []}}
     assert recipe["matrix"] == {"batch": 256, "precision": "no", "generated": 24}
     again = read_recipe(recipe, "again")
     assert again is not None
@@ -210,18 +210,18 @@ def test_sizes_that_differ(data: Path, tmp_path: Path) -> None:
     assert "members are 16 x 16 grey, nonmembers 8 x 8 grey; bring both to one `size`" in err
 
 
-def test_no_samples_of_latents(data: Path, tmp_path: Path) -> None:
+def test_no_samples_of_latents_by_class(data: Path, tmp_path: Path) -> None:
     model = tmp_path / "latents"
     parts = {"unet": "UNet2DModel", "vae": "AutoencoderKL"}
     for part in parts:
         (model / part).mkdir(parents=True)
-        (model / part / "config.json").write_text('{"sample_size": 4}')
+        (model / part / "config.json").write_text('{"sample_size": 4, "num_class_embeds": 11}')
     index = {"_class_name": "LDMPipeline", **{name: ["diffusers", part] for name, part in parts.items()}}
     (model / "model_index.json").write_text(json.dumps(index))
     code, _, err = unmem(*audit(data, "--model", model, "--samples", 8))
     assert code == 2
-    assert "--samples: images are drawn from a UNet2DModel on pixels alone" in err
-    assert "is a LDMPipeline" in err
+    assert "--samples: " in err
+    assert "is a LDMPipeline, of which no images can be drawn here" in err
 
 
 def test_a_text_conditional_model(digits: ImageSet, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def changed(tmp_path: Path, old: str, new: str) -> Path:
         (
             "members: 800",
             "membres: 800",
-            "changed.yaml: data.membres: unknown field, did you mean 'members'?; have members",
+            "changed.yaml: data.membres: unknown field, did you mean 'members'?; have captions",
         ),
         ("members: 800", "members: many", "changed.yaml: data.members: input should be a valid integer"),
         ("members: 800", "members: -1", "changed.yaml: data.members: input should be greater than 0; got -1"),

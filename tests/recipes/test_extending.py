@@ -138,7 +138,7 @@ def test_the_training_mitigation_masks_what_is_learned(lab: Path, audit: Audit, 
     from unmem.train.update import Plain
 
     train = Train(images=100, batch=10)
-    rule = made("mitigations", "loss_floor", floor=0.5).update_rule(audit.training, train, "these", lab)
+    rule = made("mitigations", "loss_floor", floor=0.5).update_rule(audit.training, train, "these", lab, 0)
     assert (rule.steps, rule.batch, rule.finish()) == (10, 10, None)
     assert rule.positions(3).max() < len(audit.training)
     monkeypatch.setattr(Plain, "update", lambda self, step, size, losses: float(losses(np.arange(size)).sum()))

@@ -87,7 +87,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def jobs_in_here() -> Iterator[pytest.MonkeyPatch]:
     """One job after the other, in this process."""
 
-    def run(jobs: list[Job], threads: int | None, cluster: Any) -> None:
+    def run(jobs: list[Job], *_: Any) -> None:
         for job in jobs:
             runner.run_job(job)
 
@@ -520,7 +520,7 @@ class Wishful:
 
     epsilon: PositiveFloat
 
-    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path) -> Plain:
+    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path, seed: int) -> Plain:
         plan = DPPlan.calibrate(
             epsilon=self.epsilon, delta=1e-5, n=len(data), expected_batch=train.batch, steps=10, clip=1.0
         )

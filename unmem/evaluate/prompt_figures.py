@@ -25,6 +25,8 @@ def prompt_figures(result: Agreements, audit: Audit, compare: Compare) -> dict[s
     * ``precision``: of the flagged prompts that are members' captions, those that lead to such a member.
     * ``recall``: of the prompts that are memorized for certain, those that are flagged. That is a prompt of which as
       many samples as make a clique are near to one member with this caption, whatever they are to one another.
+    * ``flagged_planted``: of the prompts that are planted members' captions, those that are flagged: what is known to
+      have been there to memorize.
     """
     confidence, least = compare.confidence, int(result.clique)
     judged = result.samples >= least
@@ -48,6 +50,9 @@ def prompt_figures(result: Agreements, audit: Audit, compare: Compare) -> dict[s
         "precision": rate(int(right.sum()), int((flagged & known).sum()), confidence),
         "recall": rate(int((flagged & memorized).sum()), int(memorized.sum()), confidence),
     }
+    if audit.planted:
+        planted = judged & (result.planted > 0)
+        estimates["flagged_planted"] = rate(int((flagged & planted).sum()), int(planted.sum()), confidence)
     curve = [
         {"threshold": at, **{name: len(np.unique(found)) for name, found in
          zip(("extracted", "false_positives"), _extracted(result, at), strict=True)}}

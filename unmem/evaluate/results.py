@@ -136,6 +136,7 @@ class Agreements:
         member_distance: float64 [prompts], its distance as in :class:`Matches`; 1 where there is none.
         member_near: int64 [prompts], the most samples that are near to one of these members.
         nonmembers, nonmember, nonmember_distance, nonmember_near: the same of held-out images.
+        planted: int64 [prompts], how many of the members were planted.
         clique: int64 scalar; so many samples must agree.
         near: float64 scalar; an image at most this far from a sample is near to it.
         black: int64 scalar; samples that are black all over, and have no part in it.
@@ -153,6 +154,7 @@ class Agreements:
     nonmember: np.ndarray
     nonmember_distance: np.ndarray
     nonmember_near: np.ndarray
+    planted: np.ndarray
     clique: np.ndarray
     near: np.ndarray
     black: np.ndarray

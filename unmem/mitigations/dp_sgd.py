@@ -53,7 +53,7 @@ class DPSGD:
 
     guarantees: ClassVar[bool] = True
 
-    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path) -> UpdateRule:
+    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path, seed: int) -> UpdateRule:
         """The rule that trains on ``data`` with this guarantee.
 
         Args:
@@ -62,6 +62,7 @@ class DPSGD:
             holds_for: the data set that the guarantee is about, in words.
             state: the trainer's resumable state; the secret lies there until training ends, and ``budget.json``
                 beside it.
+            seed: unused: which images a step sees must not be known, so the secret decides that, too.
         """
         from accelerate import PartialState
 

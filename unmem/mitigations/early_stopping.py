@@ -37,8 +37,6 @@ class EarlyStopping:
         every: images between two checks; as many as there are to train on when unset.
         most: images of each side that are looked at, at most.
         draws: of timestep and noise for each of them.
-        seed: of the order of images, the losses' randomness, and the images looked at; the recipe's own makes arms
-            comparable.
     """
 
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -47,7 +45,6 @@ class EarlyStopping:
     every: Positive | None = None
     most: Positive = 512
     draws: Positive = 8
-    seed: int = 0
 
     def apply(self, data: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, list[Dropped]]:
         """The set without the held-out images, which the ledger names."""
@@ -57,7 +54,9 @@ class EarlyStopping:
         dropped = [Dropped(data.ids[i], None, 0.0, "early_stopping") for i in np.flatnonzero(held_out).tolist()]
         return data.take(np.flatnonzero(~held_out)), dropped
 
-    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path, left_out: ImageSet) -> UpdateRule:
+    def update_rule(
+        self, data: ImageSet, train: Train, holds_for: str, state: Path, seed: int, left_out: ImageSet
+    ) -> UpdateRule:
         """Plain training that may end before ``train.images``.
 
         Args:
@@ -65,6 +64,7 @@ class EarlyStopping:
             train: the arm's settings.
             holds_for: unused: nothing is guaranteed.
             state: the trainer's resumable state; the record is written beside it.
+            seed: of the order of images and of the losses' randomness, the same in all arms.
             left_out: what :meth:`apply` held out.
 
         Raises:
@@ -78,7 +78,7 @@ class EarlyStopping:
                 "needs 2 at least to compare with, so raise it"
             )
         return Watched(
-            data, left_out, train, self.seed,
+            data, left_out, train, seed,
             gap=self.gap, patience=self.patience, every=self.every or len(data), most=self.most, draws=self.draws,
             record=state.parent / "early_stopping.json",
         )  # fmt: skip

@@ -34,15 +34,13 @@ class LossMask:
         ratio: an image is skipped if its loss times this is below the average.
         decay: of the moving average, each time that it moves.
         width: neighbouring timesteps that share an average; 1 is the paper's.
-        seed: of the order of images and of the losses' randomness; the recipe's own makes arms comparable.
     """
 
     ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 2.0
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
     width: Positive = 10
-    seed: int = 0
 
-    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path) -> UpdateRule:
+    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path, seed: int) -> UpdateRule:
         """Plain training, masked.
 
         Args:
@@ -50,10 +48,11 @@ class LossMask:
             train: the arm's settings.
             holds_for: unused: nothing is guaranteed.
             state: the trainer's resumable state; the record is written beside it.
+            seed: of the order of images and of the losses' randomness, the same in all arms.
         """
         from unmem.mitigations.rules.masked import Masked
 
         return Masked(
-            len(data), train, self.seed,
+            len(data), train, seed,
             ratio=self.ratio, decay=self.decay, width=self.width, record=state.parent / "loss_mask.json",
         )  # fmt: skip

@@ -38,18 +38,16 @@ class TextNoiseMask:
         relative: whether the threshold is in multiples of the average; else it is a magnitude.
         decay: of the moving average, each step.
         level: the timestep, as a fraction of the schedule's length.
-        seed: of the order of images and of the losses' randomness; the recipe's own makes arms comparable.
     """
 
     threshold: PositiveFloat = 1.5
     relative: bool = True
     decay: Annotated[float, Field(ge=0, lt=1)] = 0.9
     level: Fraction = 0.9
-    seed: int = 0
 
     for_texts: ClassVar[bool] = True
 
-    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path) -> UpdateRule:
+    def update_rule(self, data: ImageSet, train: Train, holds_for: str, state: Path, seed: int) -> UpdateRule:
         """Plain training, masked.
 
         Args:
@@ -57,10 +55,11 @@ class TextNoiseMask:
             train: the arm's settings.
             holds_for: unused: nothing is guaranteed.
             state: the trainer's resumable state; the record is written beside it.
+            seed: of the order of images and of the losses' randomness, the same in all arms.
         """
         from unmem.mitigations.rules.text_masked import TextMasked
 
         return TextMasked(
-            len(data), train, self.seed, threshold=self.threshold, relative=self.relative, decay=self.decay,
+            len(data), train, seed, threshold=self.threshold, relative=self.relative, decay=self.decay,
             level=self.level, record=state.parent / "text_noise_mask.json",
         )  # fmt: skip

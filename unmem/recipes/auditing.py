@@ -147,7 +147,7 @@ def _check_drawing(model: Path, samples: int, prompts: str | None) -> None:
         raise UserError(f"--samples: {model} takes texts; say what it is to be asked with --prompts")
     if samples and not target.takes_texts and "samples" not in target.access:
         raise UserError(
-            f"--samples: images are drawn from a UNet2DModel on pixels alone; {model} is a {pipeline_class(model)}"
+            f"--samples: {model} is a {pipeline_class(model)}, of which no images can be drawn here; leave it out"
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from unmem import progress
 from unmem.component import UserError, suggest
 from unmem.evaluate.audit import Audit, draw
-from unmem.recipes import fleet, report, yaml_file
+from unmem.recipes import fleet, report, twins, yaml_file
 from unmem.recipes.arm import Arm
 from unmem.recipes.comparison import compare
 from unmem.recipes.execution import run_attacks, run_model, run_shadow
@@ -129,13 +129,16 @@ def work_off(
 def phases(arms: list[Arm]) -> Iterator[list[Job]]:
     """What may run at once, one list after the other: models and shadows, then the attacks that read both.
 
-    Shadows that were trained before their arm's model had drawn its samples, about which they are asked, come twice.
+    Arms that take over another's training wait for it. Shadows that were trained before their arm's model had drawn its
+    samples, about which they are asked, come twice.
     """
+    groups = twins.first_and_later(arms)
     if not any(arm.shadows for arm in arms):
-        yield [Job(arm.root, arm.name, "all") for arm in arms]
+        yield from ([Job(arm.root, arm.name, "all") for arm in group] for group in groups)
         return
-    models = [Job(arm.root, arm.name, "model") for arm in arms if not arm.has_answered]
-    yield models + _unfinished_shadows(arms)
+    for group in groups:
+        models = [Job(arm.root, arm.name, "model") for arm in group if not arm.has_answered]
+        yield models + _unfinished_shadows(group)
     yield _unfinished_shadows(arms)
     yield [Job(arm.root, arm.name, "attacks") for arm in arms]
 
@@ -202,20 +205,29 @@ def open_run(root: Path) -> Recipe:
     return recipe
 
 
+def arms_of(root: Path) -> dict[str, Arm]:
+    """The arms of a prepared run directory by name."""
+    recipe = open_run(root)
+    upstream = Stage(root / "data", read_json(root / "data" / "key.json")["inputs"]).key
+    return {name: Arm(recipe, name, root, upstream) for name in recipe.models}
+
+
 def arm_of(root: Path, name: str) -> Arm:
-    """An arm of a prepared run directory."""
-    return Arm(open_run(root), name, root, Stage(root / "data", read_json(root / "data" / "key.json")["inputs"]).key)
+    """One of them."""
+    return arms_of(root)[name]
 
 
 def run_job(job: Job) -> None:
     """Do one job of a prepared run directory: what a child process does."""
-    arm = arm_of(job.root, job.arm)
     with progress.within(job.title):
-        _work(arm, job.part)
+        _work(arms_of(job.root), job)
 
 
-def _work(arm: Arm, part: str) -> None:
+def _work(arms: Mapping[str, Arm], job: Job) -> None:
     """Do a part of an arm: all of it, its model, one of its shadow models, or the attacks."""
+    arm, part = arms[job.arm], job.part
+    if os.environ.get("RANK", "0") == "0":  # the others wait for it at the end of the arm's first stage
+        twins.take_over(arm, part, list(arms.values()))
     if part in ("all", "model"):
         run_model(arm)
     if part.startswith("shadow-"):
@@ -270,7 +282,7 @@ def _run_together(recipe: Recipe, root: Path, only: tuple[str, ...], arguments: 
     for jobs in phases([arm for arm in arms if not only or arm.name in only]):
         for job in jobs:
             with progress.within(job.title):
-                _work(next(arm for arm in arms if arm.name == job.arm), job.part)
+                _work({arm.name: arm for arm in arms}, job)
     if accelerator.is_main_process:
         Run(root, recipe, arms, only).conclude(arguments)
     accelerator.wait_for_everyone()

@@ -68,6 +68,7 @@ def _percent(estimate: Mapping[str, Any]) -> str:
 
 _FIGURES = {
     "flagged": "prompts flagged",
+    "flagged_planted": "of planted images'",
     "extracted": "extracted",
     "extracted_planted": "planted",
     "false_positives": "false positives",
@@ -96,8 +97,8 @@ _FIGURES = {
     "power": "power at images",
 }
 HEADLINES = (  # the others stand in tables of their own
-    "flagged", "extracted", "extracted_planted", "false_positives", "precision", "recall", "copied", "copied_held_out",
-    "auc", "auc_as_trained", "auc_planted", "tpr_at_fpr", "nearer_to_training",
+    "flagged", "flagged_planted", "extracted", "extracted_planted", "false_positives", "precision", "recall", "copied",
+    "copied_held_out", "auc", "auc_as_trained", "auc_planted", "tpr_at_fpr", "nearer_to_training",
 )  # fmt: skip
 
 

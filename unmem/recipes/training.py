@@ -153,7 +153,7 @@ def _update_rule(
         if hasattr(part, "update_rule"):
             # one that leaves images out, too, does so in order to look at them while it trains on the others
             own = {"left_out": left_out_by(kind_of(part), ledger, given)} if hasattr(part, "apply") else {}
-            rule: UpdateRule = part.update_rule(data, recipe.train, holds_for, directory / "state", **own)
+            rule: UpdateRule = part.update_rule(data, recipe.train, holds_for, directory / "state", seed, **own)
             return rule
     assert recipe.train is not None
     return Plain(len(data), recipe.train, seed)

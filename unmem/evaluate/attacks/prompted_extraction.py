@@ -56,6 +56,7 @@ class PromptedExtraction:
         if min(height, width) < self.tiles:
             raise UserError(f"tiles: {self.tiles} a side are more than the pixels of {height} x {width} images")
         sides = [(data, _positions(data.captions or ())) for data in (audit.member_images, audit.nonmember_images)]
+        planted = set(audit.planted)
         rows, black = [], 0
         with progress.track("cliques", len(drawn)) as advance:
             for prompt, positions in asked.items():
@@ -65,7 +66,8 @@ class PromptedExtraction:
                 found = (1.0, -1) if clique is None else (clique.mean, seen[clique.medoid])
                 medoid = None if clique is None else clique.medoid
                 near = [self._nearest(samples, medoid, data, where.get(prompt, [])) for data, where in sides]
-                rows.append((positions[0], len(seen), *found, *near[0], *near[1]))
+                captioned = sum(audit.members[member] in planted for member in sides[0][1].get(prompt, []))
+                rows.append((positions[0], len(seen), *found, *near[0], *near[1], captioned))
                 advance(len(positions))
         return Agreements(*map(np.array, (*zip(*rows, strict=True), self.clique, self.near, black)))
 
