@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from unmem.component import Problem, dump, validate
 from unmem.evaluate.analysis import Compare, analyse
+from unmem.evaluate.attacks.generate_and_filter import GenerateAndFilter
 from unmem.evaluate.audit import Audit, Planted, Split, draw
 from unmem.evaluate.results import Matches
 from unmem.evaluate.statistics import rate
@@ -65,7 +67,8 @@ def some_matches(audit: Audit, samples: int = 60) -> Matches:
     rng = np.random.default_rng(7)
     near = [rng.integers(0, len(names), samples) for names in (audit.members, audit.nonmembers)]
     ratio = [rng.uniform(0, 2, samples) for _ in near]
-    return Matches(near[0], ratio[0], ratio[0], near[1], ratio[1], ratio[1], np.array(1.0), np.array(0.03))
+    copies = np.ones(len(audit.members), int)
+    return Matches(near[0], ratio[0], ratio[0], near[1], ratio[1], ratio[1], copies, np.array(1.0), np.array(0.03))
 
 
 def test_extraction_by_copies_is_what_counting_finds(mixed: Audit) -> None:
@@ -90,3 +93,25 @@ def test_without_a_difference_in_copies_there_is_no_such_figure(digits: ImageSet
     audit = draw(digits, Split(members=40, nonmembers=30, planted=planted), seed=0)
     found = analyse(some_matches(audit), audit, frozenset(), Compare(), seed=0)["estimates"]
     assert not [name for name in found if name.startswith("extracted_by_copies")]
+
+
+def test_extracted_images_are_counted_by_the_images_like_them(mixed: Audit) -> None:
+    """By definition: for each k, the extracted members with at most k images in their group."""
+    matches = some_matches(mixed)
+    copies = np.random.default_rng(3).integers(1, 12, len(mixed.members))
+    report = analyse(replace(matches, copies=copies), mixed, frozenset(), Compare(), 0)
+    hit = set(matches.member[matches.member_ratio < 1].tolist())
+    largest = max(int(copies[i]) for i in hit)
+    steps = [1, 2, 4, 8, 16][: 1 + int(np.ceil(np.log2(largest)))]
+    assert report["eidetic"] == [{"k": k, "extracted": sum(copies[i] <= k for i in hit)} for k in steps]
+
+
+def test_planted_images_are_as_many_as_they_were_planted(mixed: Audit) -> None:
+    class Copier:
+        def samples(self, count: int) -> np.ndarray:
+            return mixed.member_images.images(slice(0, count))
+
+    found = GenerateAndFilter(samples=8).run(Copier(), mixed, 0)
+    assert found.copies.sum() == len(mixed.member_training)
+    planted = mixed.is_planted()
+    assert (found.copies[planted] >= mixed.member_copies[planted]).all()

@@ -144,7 +144,7 @@ def test_the_report_has_the_curve_of_members_and_of_held_out_images(audit: Audit
     rng = stream(0, "matches")
     member, ratio = rng.integers(0, 40, 500), rng.uniform(0.5, 1.5, 500)
     rest = np.zeros(500)
-    matches = Matches(member, rest, ratio, member, rest, ratio + 0.4, np.array(1.0), np.array(0.03))
+    matches = Matches(member, rest, ratio, member, rest, ratio + 0.4, np.ones(40, int), np.array(1.0), np.array(0.03))
     report = analyse(matches, audit, frozenset(), Compare(), 0)
     curve, figures = report["samples_curve"], report["estimates"]
     assert [point["samples"] for point in curve] == [1, 3, 7, 15, 31, 62, 125, 250, 500]

@@ -189,8 +189,19 @@ def _extraction(matches: Matches, audit: Audit, compare: Compare) -> dict[str, A
         "group_threshold": float(matches.group_threshold),
         "curve": curve,
         "samples_curve": samples_curve,
+        "eidetic": _eidetic(hit, matches.copies),
         "matches": _best_matches(matches, audit, hit),
     }
+
+
+def _eidetic(hit: np.ndarray, copies: np.ndarray) -> list[dict[str, int]]:
+    """How many extracted members have at most k images like them in the training set, themselves included.
+
+    These are (k, l2, delta)-eidetically memorized (Carlini et al. 2023, definition 2), delta being the attack's
+    ``group_threshold``; k doubles up to the largest number there is.
+    """
+    doublings = int(np.ceil(np.log2(max(1, copies[hit].max(initial=1)))))
+    return [{"k": 2**i, "extracted": int((hit & (copies <= 2**i)).sum())} for i in range(doublings + 1)]
 
 
 def _by_copies(hit: np.ndarray, audit: Audit, confidence: float) -> dict[str, Estimate]:

@@ -73,6 +73,8 @@ class Matches:
         member_distance: float64 [samples], L2 over the root of the number of values, pixels in [0, 1].
         member_ratio: float64 [samples], distance over alpha times the mean distance of the n nearest groups.
         nonmember, nonmember_distance, nonmember_ratio: the same against the held-out images.
+        copies: int64 [members], images of the training set, as it was given, in the group whose first the member is; 0
+            for other members.
         threshold: float64 scalar; a ratio below is a match.
         group_threshold: float64 scalar; images nearer than this count as one.
     """
@@ -83,6 +85,7 @@ class Matches:
     nonmember: np.ndarray
     nonmember_distance: np.ndarray
     nonmember_ratio: np.ndarray
+    copies: np.ndarray
     threshold: np.ndarray
     group_threshold: np.ndarray
 

@@ -277,7 +277,10 @@ def _extracted(run: Run) -> list[dict[str, Any]]:
         for attack, report in figures_of_arm["attacks"].items():
             if report["type"] == "extraction":
                 pairs = [pair for pair in run.galleries[arm]["pairs"] if pair["attack"] == attack]
-                found.append({"arm": arm, "attack": attack, "matches": report["matches"], "pairs": pairs})
+                eidetic = report.get("eidetic", [])
+                found.append(
+                    {"arm": arm, "attack": attack, "matches": report["matches"], "pairs": pairs, "eidetic": eidetic}
+                )
     return found
 
 

@@ -51,19 +51,24 @@ class GenerateAndFilter:
         position = {name: i for i, name in enumerate(audit.members)}
         origin = np.array([position[audit.copies.get(name, name)] for name in training.ids], dtype=np.int64)
         held_out = audit.nonmember_images
+        groups = self._groups(training, origin), self._groups(held_out, np.arange(len(held_out)))
         with progress.track("extract", 2 * len(generated)) as advance:
-            member = self._match(generated, training, origin, advance)
-            nonmember = self._match(generated, held_out, np.arange(len(held_out)), advance)
-        return Matches(*member, *nonmember, np.array(self.threshold), np.array(self.group_threshold))
+            member = self._match(generated, training, groups[0], advance)
+            nonmember = self._match(generated, held_out, groups[1], advance)
+        copies = np.bincount(groups[0], minlength=len(audit.members))
+        return Matches(*member, *nonmember, copies, np.array(self.threshold), np.array(self.group_threshold))
 
-    def _match(
-        self, generated: np.ndarray, data: ImageSet, origin: np.ndarray, advance: Callable[[int], None]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Each generated image's nearest group: its first image's ``origin``, distance and ratio."""
+    def _groups(self, data: ImageSet, origin: np.ndarray) -> np.ndarray:
+        """int64 [images]: each image's group, named by the ``origin`` of its first image."""
         # planted copies belong to their original, however they were changed; others are joined by their pixels
         by_pixels = group_images(data.flat(), self.group_threshold)
+        return np.asarray(origin[merge_groups(by_pixels, origin)])
+
+    def _match(
+        self, generated: np.ndarray, data: ImageSet, group: np.ndarray, advance: Callable[[int], None]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each generated image's nearest group: its name, distance and ratio."""
         points = data.images().reshape(len(data), -1)
-        group = origin[merge_groups(by_pixels, origin)]
         count = min(self.neighbors, len(np.unique(group)))
         found = []
         for start in range(0, len(generated), PART):
