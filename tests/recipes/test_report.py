@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from unmem.component import UserError, kinds
-from unmem.recipes.arms_table import of_arms
+from unmem.recipes.arms_table import of_arms, of_costs
 from unmem.recipes.defences import attacked, defence, own_settings
 from unmem.recipes.figures import figures
 from unmem.recipes.pareto import RULE, fronts
@@ -588,11 +588,11 @@ def guarded(comparison):
 
 def test_table_of_arms_holds_privacy_quality_and_cost(tmp_path, comparison):
     guarded(comparison)
-    shown = of_arms(comparison)
-    columns = {(column.group, column.title): column for column in shown.columns}
-    assert {group for group, _ in shown.groups} == {
-        "training", "generate_and_filter", "loss", "quality", "proven", "cost"
-    }  # fmt: skip
+    shown = of_arms(comparison), of_costs(comparison)
+    columns = {(column.group, column.title): column for part in shown for column in part.columns}
+    assert [{group for group, _ in part.groups} for part in shown] == [
+        {"training", "generate_and_filter", "loss", "quality", "proven"}, {"cost"}
+    ]  # fmt: skip
     entries = {key: {arm: cell.inline for arm, cell in column.cells.items()} for key, column in columns.items()}
     assert entries["cost", "training"] == {
         "baseline": "1.00 × (134.2 s)", "dp": "50.0 s", "guarded": "2.00 × (268.5 s)"
@@ -612,6 +612,14 @@ def test_table_of_arms_holds_privacy_quality_and_cost(tmp_path, comparison):
     for content in rendered(tmp_path, redact=True):
         assert "gan channels 16; " in content
         assert "alice" not in content
+
+
+def test_costs_stand_beside_the_figures_where_there_is_room(comparison):
+    guarded(comparison)
+    for arm in comparison["arms"].values():
+        del arm["attacks"]["loss"]
+    assert "cost" in [group for group, _ in of_arms(comparison).groups]
+    assert not of_costs(comparison).columns
 
 
 def test_prompted_extraction_has_its_headlines(comparison):

@@ -25,11 +25,25 @@ from unmem.recipes.tables import (
     table,
 )
 
+WIDEST = 13  # columns of a table that a page has room for
 RESUMED = "Resumed: seconds and memory are of the last part alone."
 
 
 def of_arms(comparison: dict[str, Any]) -> Table:
-    """What each arm trained on, gives away, is worth, and what is proven; at what cost."""
+    """What each arm trained on, gives away, is worth, and what is proven; at what cost, if there is room for that."""
+    columns, costs = _figures(comparison), _cost_columns(comparison)
+    fits = bool(columns) and len(columns) + len(costs) <= WIDEST
+    return table("arm", arm_rows(comparison), columns + costs if fits else columns)
+
+
+def of_costs(comparison: dict[str, Any]) -> Table:
+    """What each arm cost, where the table of arms has no room for it."""
+    columns, costs = _figures(comparison), _cost_columns(comparison)
+    return table("arm", arm_rows(comparison), costs if columns and len(columns) + len(costs) > WIDEST else [])
+
+
+def _figures(comparison: dict[str, Any]) -> list[Column]:
+    """The columns of the table of arms but for the cost."""
     arms = comparison["arms"]
     trains = any(arm["trained"] for arm in arms.values())
     trained = {
@@ -51,7 +65,7 @@ def of_arms(comparison: dict[str, Any]) -> Table:
     if trains and columns and any(arm["privacy"] for arm in arms.values()):
         proven = {name: epsilon(arm["privacy"]) for name, arm in arms.items()}
         columns.append(Column("proven", "\N{GREEK SMALL LETTER EPSILON} for one image", proven))
-    return table("arm", arm_rows(comparison), columns + _cost_columns(comparison) if columns else [])
+    return columns
 
 
 def of_controls(comparison: dict[str, Any]) -> Table:

@@ -14,7 +14,7 @@ from jinja2 import UndefinedError
 
 from unmem.component import UserError
 from unmem.recipes import defences, pareto
-from unmem.recipes.arms_table import of_arms, of_controls
+from unmem.recipes.arms_table import of_arms, of_controls, of_costs
 from unmem.recipes.copies_figures import copies_figures, of_copies
 from unmem.recipes.figures import figures, style_of
 from unmem.recipes.membership_figures import membership_figures
@@ -172,6 +172,7 @@ def _view(run: Run, redacted: bool) -> dict[str, Any]:
         "cautions": cautions,
         "tables": {
             "arms": of_arms(comparison),
+            "costs": of_costs(comparison),
             "controls": of_controls(comparison),
             "copies": of_copies(comparison),
             "membership": of_membership(comparison),
