@@ -30,9 +30,16 @@ def of_membership(comparison: dict[str, Any]) -> Table:
 
 
 def of_membership_controls(comparison: dict[str, Any]) -> Table:
-    """What each membership attack makes of the model's own samples, of moved thresholds, and of shuffled labels."""
+    """What each membership attack makes of the model's own samples, of moved thresholds, and of shuffled labels.
+
+    Of attacks and arms, those of which there are more are the rows.
+    """
     wanted = "tpr_transferred", "fpr_transferred", "auc_generated", "permutation_p_value"
-    return _by_attack(comparison, membership_attacks(comparison), wanted)
+    attacks, arms = membership_attacks(comparison), comparison["arms"]
+    if len(attacks) >= len(arms):
+        return _by_attack(comparison, attacks, wanted)
+    columns = [column for name, reports in attacks.items() for column in attack_columns(name, reports, arms, wanted)]
+    return table("arm", arm_rows(comparison), columns)
 
 
 def of_sets(comparison: dict[str, Any]) -> Table:
