@@ -21,7 +21,8 @@ def prompt_figures(result: Agreements, audit: Audit, compare: Compare) -> dict[s
 
     * ``flagged``: of the prompts with enough samples, those with a clique.
     * ``extracted``: of the members whose caption was such a prompt, those near to the middle of its clique.
-    * ``false_positives``: the same of held-out images.
+    * ``false_positives``: the same of held-out images whose caption no member has: images with one caption are often
+      alike, as variants of one picture are, and those of held-out images would be no control.
     * ``precision``: of the flagged prompts that are members' captions, those that lead to such a member.
     * ``recall``: of the prompts that are memorized for certain, those that are flagged. That is a prompt of which as
       many samples as make a clique are near to one member with this caption, whatever they are to one another.
@@ -34,6 +35,7 @@ def prompt_figures(result: Agreements, audit: Audit, compare: Compare) -> dict[s
     known = judged & (result.members > 0)
     memorized = known & (result.member_near >= least)
     limit = float(result.near)
+    control = result.members == 0
     members, held_out = (np.unique(found) for found in _extracted(result, limit))
     right = flagged & known & (result.member_distance <= limit)
     few = int((~judged).sum())
@@ -45,7 +47,10 @@ def prompt_figures(result: Agreements, audit: Audit, compare: Compare) -> dict[s
             len(members), int(result.members[judged].sum()), confidence, "members whose caption was asked"
         ),
         "false_positives": rate(
-            len(held_out), int(result.nonmembers[judged].sum()), confidence, "held-out images by the same rule"
+            len(held_out),
+            int(result.nonmembers[judged & control].sum()),
+            confidence,
+            "held-out images by the same rule, where no member has the caption",
         ),
         "precision": rate(int(right.sum()), int((flagged & known).sum()), confidence),
         "recall": rate(int((flagged & memorized).sum()), int(memorized.sum()), confidence),
@@ -80,10 +85,13 @@ def prompt_figures(result: Agreements, audit: Audit, compare: Compare) -> dict[s
 
 
 def _extracted(result: Agreements, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Members and held-out images within a distance of their prompt's medoid; some perhaps several times."""
-    sides = (result.member, result.member_distance), (result.nonmember, result.nonmember_distance)
-    members, held_out = (image[(image >= 0) & (distance <= limit)] for image, distance in sides)
-    return members, held_out
+    """Members, and held-out images of prompts that are no member's caption, within a distance of the prompt's medoid.
+
+    Some perhaps several times.
+    """
+    member = (result.member >= 0) & (result.member_distance <= limit)
+    held_out = (result.nonmember >= 0) & (result.nonmember_distance <= limit) & (result.members == 0)
+    return result.member[member], result.nonmember[held_out]
 
 
 def _matches(result: Agreements, audit: Audit, order: list[int], limit: float) -> list[dict[str, Any]]:
