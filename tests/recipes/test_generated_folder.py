@@ -334,18 +334,19 @@ def test_a_model_that_copies_held_out_images_shows_as_false_positives(captioned:
 
 def test_a_held_out_image_with_a_members_caption_is_no_control(captioned: Audit, large: np.ndarray) -> None:
     """It may be a variant of the member, and near to what that gives."""
-    texts = ("the same" if i in (0, 1, 20) else caption(i) for i in range(40))
-    data = replace(captioned.data, captions=tuple(texts))
-    found = figures_of(np.stack(copies(large[20])), ["the same"] * 5, replace(captioned, data=data))
-    assert found["flagged"] == (1, 1)
-    assert found["false_positives"] == (0, 0)
+    for shared, control in ((caption(20), (1, 1)), ("the same", (0, 0))):
+        texts = (shared if text == caption(20) else text for text in captioned.data.captions or ())
+        audit = replace(captioned, data=replace(captioned.data, captions=tuple(texts)))
+        found = figures_of(np.stack(copies(large[20])), [shared] * 5, audit)
+        assert (found["flagged"], found["false_positives"]) == ((1, 1), control)
 
 
 def test_planted_captions_are_known_to_be_memorized(captioned: Audit, large: np.ndarray) -> None:
     """One of two is flagged; the third flagged prompt is not planted."""
     images = [*copies(large[3]), *copies(large[50]), *large[60:64], *copies(large[5])]
     prompts = [caption(3)] * 5 + [caption(7)] * 5 + [caption(8)] * 4 + [caption(5)] * 5
-    planted = tuple(captioned.data.ids[i] for i in (3, 8))
+    names = dict(zip(captioned.data.captions or (), captioned.data.ids, strict=True))
+    planted = tuple(names[caption(i)] for i in (3, 8))
     found = figures_of(np.stack(images), prompts, replace(captioned, planted=planted))
     assert found["flagged"] == (3, 4)
     assert found["flagged_planted"] == (1, 2)
