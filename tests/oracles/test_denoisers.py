@@ -21,13 +21,15 @@ from unmem import progress
 from unmem.component import UserError
 from unmem.evaluate.attacks.loss import Loss
 from unmem.evaluate.audit import Split, draw
-from unmem.evaluate.denoisers import latents, texts
+from unmem.evaluate.denoisers import texts
+from unmem.evaluate.denoisers.latents import vae_of
 from unmem.evaluate.denoisers.opening import check_images, open_any, open_denoiser
 from unmem.evaluate.matrix.batch import Batch
 from unmem.evaluate.matrix.compute import ask
 from unmem.evaluate.statistics import auc
 from unmem.evaluate.targets.pipeline import Pipeline
 from unmem.rng import stream
+from unmem.train import latent_space
 from unmem.train.imageset import ImageSet
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
@@ -179,9 +181,9 @@ def test_two_encoders_pooled_text_and_sizes(tmp_path: Path, force_zeros: bool) -
 
 @pytest.mark.parametrize("name", ["latents", "quantized", "dit", "text", "xl"])
 def test_latents_are_the_vaes(saved: dict[str, Path], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latents, "PIXELS", 128)  # two images at once
+    monkeypatch.setattr(latent_space, "PIXELS", 128)  # two images at once
     denoiser, pipeline = open_denoiser(saved[name], "cpu"), open_any(saved[name])
-    vae, x = latents.vae_of(pipeline), images()
+    vae, x = vae_of(pipeline), images()
     z = denoiser.encode(x)
     assert z.shape == (5, 4, 4, 4)
     scale, shift = vae.config.scaling_factor, vae.config.get("shift_factor") or 0.0

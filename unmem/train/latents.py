@@ -12,8 +12,9 @@ from torch import Tensor
 from unmem.component import UserError
 from unmem.train.diffusion import to_model
 from unmem.train.imageset import ImageSet
+from unmem.train.latent_space import LatentSpace
 
-PIXELS = 1 << 20  # of images that go through the VAE at once
+PIXELS = 1 << 20  # of images that are encoded at once
 TEXTS = 64  # that are encoded at once
 KEPT = 1 << 30  # bytes of latents, or of encoded texts, of one data set that are kept in memory
 
@@ -30,9 +31,8 @@ class Latents:
     def __init__(self, pipeline: Any, device: torch.device | str) -> None:
         """Args: a StableDiffusionPipeline, of which the network plays no part; where to compute."""
         self._pipeline, self._device = pipeline, torch.device(device)
-        for part in (pipeline.vae, pipeline.text_encoder):
-            part.to(device).float().eval().requires_grad_(False)
-        self._factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)  # pixels a latent along each side
+        pipeline.text_encoder.to(device).float().eval().requires_grad_(False)
+        self._space = LatentSpace(pipeline.vae, device)
         self._known: dict[tuple[int, str], tuple[ImageSet, Any]] = {}
         self._empty = self._encoded([""])
         self.null = self._empty
@@ -40,7 +40,7 @@ class Latents:
     def shape(self, data: ImageSet) -> tuple[int, int, int]:
         """Channels, height and width of the latents."""
         height, width, _ = data.shape
-        return int(self._pipeline.vae.config.latent_channels), height // self._factor, width // self._factor
+        return self._space.channels, height // self._space.factor, width // self._space.factor
 
     def points(self, data: ImageSet, positions: np.ndarray, *, mirrored: bool) -> Tensor:
         """(mode - shift) * scale of the images' latents."""
@@ -74,10 +74,8 @@ class Latents:
     @torch.no_grad()
     def _latents(self, images: np.ndarray, mirrored: bool) -> Tensor:
         """float32 [n, c, h, w] of uint8 images."""
-        vae, x = self._pipeline.vae, to_model(images, self._device)
-        found: Tensor = vae.encode(x.flip(-1) if mirrored else x).latent_dist.mode()
-        scale: float = vae.config.scaling_factor
-        return (found - (vae.config.shift_factor or 0.0)) * scale
+        x = to_model(images, self._device)
+        return self._space.encode(x.flip(-1) if mirrored else x)
 
     @torch.no_grad()
     def _encoded(self, texts: list[str]) -> Tensor:

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from unmem.evaluate.denoisers.pixels import class_numbers
 from unmem.train.diffusion import Diffusion
+from unmem.train.latent_space import LatentSpace
 from unmem.train.sampling import image_size, null_class
-
-PIXELS = 1 << 21  # of images that go through the VAE at once: 8 of 512x512, whatever the batch
 
 
 class LatentDenoiser:
@@ -27,29 +26,18 @@ class LatentDenoiser:
         """Args: a pipeline with ``vae`` or ``vqvae``; its network; where to compute; the scheduler's, if not given."""
         self.network = frozen(network, device)
         self.diffusion = Diffusion.of(pipeline.scheduler, device) if diffusion is None else diffusion
-        self._vae, self._device = frozen(vae_of(pipeline), device), torch.device(device)
-        config = self._vae.config
-        self._factor = 2 ** (len(config.block_out_channels) - 1)  # pixels a latent along each side
-        mean, std = config.get("latents_mean"), config.get("latents_std")
-        self._shift = _channels(config.get("shift_factor") if mean is None else mean, 0.0, device)
-        self._scale: Tensor = config.scaling_factor / _channels(std, 1.0, device)
+        self._space, self._device = LatentSpace(vae_of(pipeline), device), torch.device(device)
         height, width = image_size(self.network)
-        self.shape = (self._factor * height, self._factor * width, int(config.in_channels))
+        factor = self._space.factor
+        self.shape = (factor * height, factor * width, int(vae_of(pipeline).config.in_channels))
 
     def encode(self, x: Tensor) -> Tensor:
-        """Images [n, c, h, w] in [-1, 1] -> latents [n, c', h', w'], the mean where they are a distribution."""
-        with torch.autocast(self._device.type, enabled=False):
-            found = [self._vae.encode(part.float()) for part in _split(x, x.shape[-2] * x.shape[-1])]
-        each = [part.latent_dist.mode() if hasattr(part, "latent_dist") else part.latents for part in found]
-        return (torch.cat(each) - self._shift) * self._scale
+        """Images [n, c, h, w] in [-1, 1] -> latents [n, c', h', w'], the mode where they are a distribution."""
+        return self._space.encode(x)
 
     def decode(self, z: Tensor) -> Tensor:
         """Latents [n, c', h', w'] -> images [n, c, h, w] in about [-1, 1]."""
-        pixels = self._factor**2 * z.shape[-2] * z.shape[-1]
-        with torch.autocast(self._device.type, enabled=False):
-            raw = z.float() / self._scale + self._shift
-            found = [self._vae.decode(part).sample for part in _split(raw, pixels)]
-        return torch.cat(found)
+        return self._space.decode(z)
 
 
 class Latents(LatentDenoiser):
@@ -79,14 +67,3 @@ def vae_of(pipeline: Any) -> Any:
 def frozen(module: Any, device: torch.device | str) -> Any:
     """The module (``nn.Module``) there, in evaluation mode, without gradients."""
     return module.to(device).eval().requires_grad_(False)
-
-
-def _channels(values: Any, default: float, device: torch.device | str) -> Tensor:
-    """One number, or one a channel, shaped for latents."""
-    return torch.tensor(default if values is None else values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
-
-
-def _split(images: Tensor, pixels: int) -> tuple[Tensor, ...]:
-    """As many at once as memory surely holds."""
-    found: tuple[Tensor, ...] = images.split(max(1, PIXELS // pixels))
-    return found
