@@ -1,7 +1,7 @@
 """How long the extraction attack takes beside the bare matrix products that it needs.
 
     python benchmarks/extraction_filter.py           65,536 samples, 50,000 members, 50,000 held-out images: minutes
-    python benchmarks/extraction_filter.py --quick   8,192 of the samples: under a minute
+    python benchmarks/extraction_filter.py --quick   4,096 of the samples: under a minute
 
 The attack is ``generate_and_filter`` as a recipe runs it, over members and over held-out images of 32 x 32 x 3: copies
 joined into groups, the 50 nearest groups of each sample, the ratio. The bare products are those of samples by members
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer samples: under a minute")
     quick = parser.parse_args().quick
 
-    samples = 8_192 if quick else SAMPLES
+    samples = 4_096 if quick else SAMPLES
     source = ImageSet.of(images(2 * IMAGES, 0), [str(i) for i in range(2 * IMAGES)])
     audit = draw(source, Split(members=IMAGES, nonmembers=IMAGES), seed=0)
     generated = images(samples, 1)
