@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 from tests.oracles.test_training import Interrupted, Killed, weights
 from tests.pipelines import captioned, stable_diffusion
 from tests.recipes.test_schemas import complaints
-from unmem.component import Problem, UserError
+from unmem.component import ConfigError, Problem, UserError, build
 from unmem.mitigations.caption_diversification import CaptionDiversification
 from unmem.mitigations.dp_sgd import DPSGD
 from unmem.mitigations.rules.text_masked import TextMasked
 from unmem.mitigations.text_noise_mask import TextNoiseMask
 from unmem.recipes import yaml_file
-from unmem.recipes.recipe import check
+from unmem.recipes.recipe import check, load
 from unmem.recipes.training import left_by, mitigate
 from unmem.rng import stream
 from unmem.train import byte_text
@@ -581,3 +582,13 @@ def test_the_magnitude_is_the_papers(data: ImageSet, given: Path) -> None:
             x_t = pipeline.scheduler.add_noise(x0[i : i + 1], eps[i : i + 1], t)
             told, untold = (pipeline.unet(x_t, t, encoder_hidden_states=texts[j : j + 1]).sample for j in (i, 5))
             assert float(found[i]) == pytest.approx(float((told - untold).norm()), rel=1e-3)
+
+
+def test_without_transformers_a_recipe_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    problems: list[Problem] = []
+    assert build("unmem.train.models", {"kind": "text_to_image"}, "model", problems) is None
+    assert [str(problem) for problem in problems] == ['model: needs transformers; run pip install "unmem[text]"']
+    with pytest.raises(ConfigError) as error:
+        load("text_to_image")
+    assert [str(problem) for problem in error.value.problems] == [str(problem) for problem in problems]

@@ -275,7 +275,8 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
         attacks, quality, model=model, access=access, canaries=canaries, shadows=has_shadows, finished=finished,
         asked=taking_texts(model, targets), prompts=plain.get("prompts") is not None,
     )  # fmt: skip
-    problems += misplaced(arms, targets, model=model, prompts=prompts, sampling=sampling)
+    if model is not None or not trained:  # of a model that could not be built nothing follows
+        problems += misplaced(arms, targets, model=model, prompts=prompts, sampling=sampling)
     if problems:
         return None
     assert sampling is not None and matrix is not None and compare is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -28,7 +29,8 @@ class TextToImage:
     UNet2DConditionModel is trained on the latents by the recipe's update rule; a caption is dropped (the empty text
     stands in its place) with probability ``train.label_dropout``. Saved as a StableDiffusionPipeline.
 
-    DP-SGD covers the network alone, so it is refused here: train ``stable_diffusion`` on, whose autoencoder is given.
+    Needs ``pip install "unmem[text]"``. DP-SGD covers the network alone, so it is refused here: train
+    ``stable_diffusion`` on, whose autoencoder is given.
 
     Attributes:
         channels: output channels of each level of the network, from the latents' resolution down; one halving between
@@ -61,6 +63,8 @@ class TextToImage:
     )
 
     def __post_init__(self) -> None:
+        if find_spec("transformers") is None:
+            raise ValueError('needs transformers; run pip install "unmem[text]"')
         if self.text_width % 2:
             raise ValueError(f"text_width must be even, got {self.text_width}")
         if self.tokens < 3:
