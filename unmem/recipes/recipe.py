@@ -261,9 +261,7 @@ def check(plain: Mapping[str, Any], name: str, problems: list[Problem] | None = 
     attacks = _named(plain.get("attacks", []), "attacks", problems)
     quality = _named(plain.get("quality", []), "quality", problems)
     names = [*arms, *targets]
-    for name in targets:
-        if name in arms:
-            problems.append(Problem(f"targets.{name}", "is the name of an arm, too"))
+    problems += [Problem(f"targets.{target}", "is the name of an arm, too") for target in targets if target in arms]
     if compare is not None and names and compare.against not in names:
         problems.append(
             Problem("compare.against", f"must be one of the arms {', '.join(names)}; got {compare.against!r}")
