@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.conftest import grey_set
+from tests.processes import Killed, dying
 from unmem.component import Problem, UserError
 from unmem.evaluate.audit import Audit, Planted, Split, draw
 from unmem.mitigations.dedup import embedding
@@ -42,20 +43,8 @@ MODEL = UNet(channels=(8, 16), layers=1, conditioning="class")
 NOTHING = np.arange(9, dtype=np.uint8)[:, None, None] * np.ones((8, 8), np.uint8)
 
 
-class Killed(Exception):
-    """Stands for kill -9."""
-
-
 def fit(rule: Any, data: ImageSet, config: Train, directory: Path, *, die_at: int = -1, model: UNet = MODEL) -> None:
-    survive = rule.update
-
-    def update(step: int, size: int, losses: Any) -> float:
-        if step == die_at:
-            raise Killed
-        done: float = survive(step, size, losses)
-        return done
-
-    rule.update = update
+    rule = dying(rule, die_at)
     train(data, model, config, rule, directory, key="k", seed=0, accelerator=make_accelerator(config))
 
 

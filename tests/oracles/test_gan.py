@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import Killed
 from unmem.component import ConfigError, UserError
 from unmem.evaluate.quality.classifier import Classifier
 from unmem.recipes.arm import Arm
@@ -24,10 +25,6 @@ from unmem.train.models.gan import Gan
 from unmem.train.trainer import make_accelerator
 
 MODEL = Gan(channels=8, latent=16, conditioning="class")
-
-
-class Killed(Exception):
-    """Stands for kill -9."""
 
 
 def fit(data: ImageSet, config: Train, directory: Path, *, model: Gan = MODEL, key: str = "k") -> Path:

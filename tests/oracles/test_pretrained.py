@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.oracles.test_training import Killed, fit, weights
+from tests.oracles.test_training import fit, weights
+from tests.processes import Killed
 from unmem.component import Problem, UserError, validate
 from unmem.train import lora
 from unmem.train.config import Train

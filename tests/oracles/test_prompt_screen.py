@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests import pipelines
 from tests.optimal import OptimalDenoiser
+from tests.processes import Process
 from unmem.component import UserError
 from unmem.evaluate.analysis import Compare, analyse
 from unmem.evaluate.attacked import Attacked
@@ -32,17 +33,6 @@ from unmem.train.imageset import ImageSet
 
 PROMPTS = ("a four", "something else entirely", "a handwritten seven, number 12")
 EDGE = 0.5  # of a network that was never trained
-
-
-class Process:
-    """One of several processes, as accelerate shows it."""
-
-    def __init__(self, index: int = 0, processes: int = 1) -> None:
-        self.device, self.process_index, self.num_processes = torch.device("cpu"), index, processes
-        self.is_main_process = index == 0
-
-    def wait_for_everyone(self) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")

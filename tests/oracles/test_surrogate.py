@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import pipelines
+from tests.processes import Process
 from unmem.component import UserError
 from unmem.evaluate.analysis import extracted
 from unmem.evaluate.attacked import Attacked
@@ -172,17 +173,6 @@ def test_clusters_that_do_not_hang_together_are_left_out() -> None:
     np.testing.assert_array_equal(found.of, again.of)
     alone = clustered(np.ones((5, 3)), 4, 0.5, 0)
     assert len(alone.sizes) + alone.left_out == 1
-
-
-class Process:
-    """One of several processes, as accelerate shows it."""
-
-    def __init__(self, index: int = 0, processes: int = 1) -> None:
-        self.device, self.process_index, self.num_processes = torch.device("cpu"), index, processes
-        self.is_main_process = index == 0
-
-    def wait_for_everyone(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("classes", [None, 3])

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.oracles.test_training import Interrupted, Killed, weights
+from tests.oracles.test_training import Interrupted, weights
 from tests.pipelines import captioned, stable_diffusion
+from tests.processes import Killed, dying
 from tests.recipes.test_schemas import complaints
 from unmem.component import ConfigError, Problem, UserError, build
 from unmem.mitigations.caption_diversification import CaptionDiversification
@@ -544,16 +545,7 @@ def test_a_masked_run_that_died_ends_in_the_same_bits(data: ImageSet, tmp_path: 
 
     def masked(directory: Path, die_at: int) -> None:
         rule: Any = TextNoiseMask(threshold=1.01).update_rule(data, often, "", directory / "state", 0)
-        survive = rule.update
-
-        def update(step: int, size: int, losses: Any) -> float:
-            if step == die_at:
-                raise Killed
-            done: float = survive(step, size, losses)
-            return done
-
-        rule.update = update
-        fit(data, often, directory, rule=rule)
+        fit(data, often, directory, rule=dying(rule, die_at))
 
     masked(tmp_path / "whole", -1)
     with pytest.raises(Killed):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.processes import Killed
 from unmem.component import UserError
 from unmem.train.config import Sampling, Train
 from unmem.train.diffusion import Diffusion, make_scheduler, to_images, to_model
@@ -20,10 +21,6 @@ from unmem.train.trainer import make_accelerator, train
 from unmem.train.update import Plain, shares
 
 MODEL = UNet(channels=(8, 16), layers=1, conditioning="class")
-
-
-class Killed(Exception):
-    """Stands for kill -9 in one process (the real thing is in tests/recipes)."""
 
 
 class Interrupted(Plain):

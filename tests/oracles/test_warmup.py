@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.oracles.test_training import MODEL, Interrupted, Killed, weights
+from tests.oracles.test_training import MODEL, Interrupted, weights
+from tests.processes import Killed
 from unmem.train.config import Train
 from unmem.train.imageset import ImageSet
 from unmem.train.models.unet import UNet

@@ -9,6 +9,7 @@ that of the velocity, which changes no order among images.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from unmem.train.diffusion import Diffusion
 from unmem.train.sampling import image_size
 
 
-class FlowDenoiser(TextDenoiser, LatentDenoiser):
+class FlowDenoiser(TextDenoiser, LatentDenoiser, ABC):
     """A transformer on the latents of a VAE that predicts velocities by text, asked as if it predicted noise.
 
     See :class:`~unmem.evaluate.matrix.denoiser.Denoiser`, of which this is all but the encoded text and the velocity.
@@ -41,9 +42,9 @@ class FlowDenoiser(TextDenoiser, LatentDenoiser):
         x_s = z_t * scale_of(s)
         return x_s + (1 - s) * self._velocity(x_s, s.flatten(), condition).float()
 
+    @abstractmethod
     def _velocity(self, x_s: Tensor, s: Tensor, condition: Tensor) -> Tensor:
         """The network's own prediction, [n, c, h, w], at times float32 [n]."""
-        raise NotImplementedError
 
 
 def times_of(scheduler: Any, patches: int) -> Tensor:
