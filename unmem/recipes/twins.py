@@ -37,22 +37,23 @@ def take_over(arm: Arm, part: str, others: Sequence[Arm]) -> None:
         part: ``all`` or ``model``; or ``shadow-K``, one of its shadow models.
         others: arms of the same run.
     """
+    mine = _training(arm, part)
+    if mine is None or mine.directory.exists():
+        return
     for other in others:
-        if other.name == arm.name or not (stages := _trainings(arm, part)):
-            continue
-        (mine,), theirs = stages, _trainings(other, part)
-        if theirs and theirs[0].key == mine.key and not mine.directory.exists() and theirs[0].finished:
-            _copy(theirs[0], mine)
+        theirs = None if other.name == arm.name else _training(other, part)
+        if theirs is not None and theirs.key == mine.key and theirs.finished:
+            _copy(theirs, mine)
             progress.say(f"train: as in {other.name}, whose model it is")
+            return
 
 
-def _trainings(arm: Arm, part: str) -> list[Stage]:
-    """The stage that trains for this part; none for other parts, or where nothing is trained."""
+def _training(arm: Arm, part: str) -> Stage | None:
+    """The stage that trains for this part; None for other parts, or where nothing is trained."""
     if part.startswith("shadow-"):
         number = int(part.removeprefix("shadow-"))
-        return [shadow.stages["train"] for shadow in arm.shadows if shadow.number == number]
-    found = arm.model_stages.get("train") if part in ("all", "model") else None
-    return [] if found is None else [found]
+        return next((shadow.stages["train"] for shadow in arm.shadows if shadow.number == number), None)
+    return arm.model_stages.get("train") if part in ("all", "model") else None
 
 
 def _copy(source: Stage, target: Stage) -> None:
